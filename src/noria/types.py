@@ -1,0 +1,214 @@
+"""The nouns that flow through every stage: Document, Task, Trace, Score (TokenBatch lives in training/batch.py).
+
+All are frozen values. In bulk a Document is a row of an Arrow table with `DOCUMENT_SCHEMA`, never a Python object per row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+def digest(*parts: str | bytes) -> str:
+    """A 32-hex-digit identity of `parts`; lengths are hashed too, so ("ab", "c") differs from ("a", "bc")."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        raw = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        hasher.update(len(raw).to_bytes(8, "little"))
+        hasher.update(raw)
+    return hasher.hexdigest()[:32]
+
+
+def seed_of(*parts: Any) -> int:
+    """A 63-bit seed that is a pure function of `parts`, e.g. seed_of(run_seed, task_id, rollout, turn)."""
+    return int(digest(*(str(part) for part in parts))[:16], 16) >> 1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a document's raw bytes lie: a file of the raw-data artifact, its record's offset and length in bytes.
+
+    For a gzip member (WARC) the offset and length are those of the compressed record.
+    """
+
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with its provenance. `id` = digest(source, raw bytes); `content_hash` = digest of the text as it now is."""
+
+    id: str
+    content_hash: str
+    text: str
+    source: str
+    licence: str
+    language: str
+    origin: Origin
+    signals: Mapping[str, float] = field(default_factory=dict)
+
+
+DOCUMENT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("content_hash", pa.string()),
+        ("text", pa.large_string()),
+        ("source", pa.string()),
+        ("licence", pa.string()),
+        ("language", pa.string()),
+        ("origin", pa.struct([("file", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])),
+        ("signals", pa.map_(pa.string(), pa.float64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chat message. An assistant's content may open with <think>...</think>; see `split_thinking`."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class GraderRef:
+    """Which grader judges a task: its name and the hash of its code, data and model."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt with what only its grader may see. Benchmarks, RL prompts and agent tasks are all Tasks.
+
+    `hidden` holds JSON values (unit tests, files of an environment, the gold path). `domain` groups families:
+    maths, code, logic, agent, helpful, safety. `difficulty` is in [0, 1].
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    grader: GraderRef
+    answer: str
+    family: str
+    domain: str
+    difficulty: float = 0.0
+    hidden: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """One call of the policy: exactly the tokens it saw, what it sampled, and each token's log-probability as sampled."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    policy_version: int = 0
+    finish: str = "stop"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One message of a trace. `parents` are node indices (several for a summary or a merge); `call` is set when sampled."""
+
+    parents: tuple[int, ...]
+    message: Message
+    call: ModelCall | None = None
+    view_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What happened when a policy met a task: a graph of message nodes in the order they were made.
+
+    `outcome`: finished, truncated, tool_limit, context_limit, harness_error, sandbox_error, aborted.
+    `facts` are deterministic counts of the rollout (tool calls, invalid calls, CPU backstop fired).
+    """
+
+    id: str
+    task_id: str
+    nodes: tuple[Node, ...]
+    seed: int
+    harness: str
+    outcome: str
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def reply(self) -> str:
+        """The content of the last assistant message, thinking included; empty where there is none."""
+        for node in reversed(self.nodes):
+            if node.message.role == "assistant":
+                return node.message.content
+        return ""
+
+    @property
+    def answer(self) -> str:
+        """What the user sees of `reply`: the part after the thinking."""
+        return split_thinking(self.reply)[1]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str) -> Trace:
+        raw = json.loads(line)
+        raw["nodes"] = tuple(_node(node) for node in raw["nodes"])
+        return cls(**raw)
+
+
+def _node(raw: dict[str, Any]) -> Node:
+    call = raw["call"]
+    if call is not None:
+        call = ModelCall(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in call.items()},
+        )
+    return Node(tuple(raw["parents"]), Message(**raw["message"]), call, raw["view_hash"])
+
+
+@dataclass(frozen=True)
+class Score:
+    """The outcome of grading one trace. A failed grading (`status` = failed) has no value: it is never a 0.
+
+    `reason` of a failure: timeout, crash, sandbox, invalid_task. `components` are named parts of `value`.
+    """
+
+    status: Literal["graded", "failed"]
+    grader: GraderRef
+    value: float | None = None
+    reason: str = ""
+    components: Mapping[str, float] = field(default_factory=dict)
+    evidence: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.status == "graded") != (self.value is not None):
+            raise ValueError(f"a graded score needs a value and a failed one has none; got {self.status}, {self.value}")
+
+
+def split_thinking(reply: str) -> tuple[str, str]:
+    """(thinking, answer) of an assistant reply. An unclosed <think> means that all of it is thinking."""
+    if not reply.startswith(THINK_OPEN):
+        return "", reply.strip()
+    thinking, closed, answer = reply[len(THINK_OPEN) :].partition(THINK_CLOSE)
+    return thinking.strip(), answer.strip() if closed else ""
+
+
+def task_to_json(task: Task) -> str:
+    return json.dumps(asdict(task), ensure_ascii=False, separators=(",", ":"))
+
+
+def task_from_json(line: str) -> Task:
+    raw = json.loads(line)
+    raw["messages"] = tuple(Message(**message) for message in raw["messages"])
+    raw["grader"] = GraderRef(**raw["grader"])
+    return Task(**raw)
