@@ -1,0 +1,66 @@
+"""From logits to a token, with the log-probability under the distribution that was really sampled from.
+
+B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+class SamplingParams(BaseModel):
+    """How one request is sampled. Temperature 0 is greedy. Refuses values outside their range."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0, description="0 keeps all tokens")
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+
+def request_noise(params: SamplingParams) -> np.ndarray:
+    """One uniform number in [0, 1) for each token the request may sample.
+
+    Drawn from the request's own counter-based stream, so that what a request samples does not depend on its neighbours.
+    """
+    return np.random.Generator(np.random.Philox(key=params.seed & (2**64 - 1))).random(params.max_tokens)
+
+
+def sample(logits_BV: Tensor, params: Sequence[SamplingParams], uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids (B,) and their log-probabilities (B,).
+
+    Inverse-CDF sampling: the token at which the cumulative probability passes the row's uniform number. Greedy rows
+    report the log-probability at temperature 1.
+    """
+    temperature_B = torch.tensor([row.temperature for row in params], dtype=logits_BV.dtype)
+    greedy_B = temperature_B == 0
+    logprobs_BV = (logits_BV / torch.where(greedy_B, 1.0, temperature_B)[:, None]).log_softmax(-1)
+    if any((row.top_k or row.top_p < 1.0) and row.temperature > 0 for row in params):
+        logprobs_BV = _truncate(logprobs_BV, params)
+    cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
+    # The last column may fall short of 1 by rounding: scale the target instead of trusting it.
+    target_B1 = uniform_B.double()[:, None] * cumulative_BV[:, -1:]
+    sampled_B = torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0].clamp_max(logits_BV.shape[1] - 1)
+    token_B = torch.where(greedy_B, logits_BV.argmax(-1), sampled_B)
+    return token_B, logprobs_BV.gather(1, token_B[:, None])[:, 0]
+
+
+def _truncate(logprobs_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Keep the top k tokens and the smallest set whose mass reaches top_p, renormalised; the best token always stays."""
+    vocabulary = logprobs_BV.shape[1]
+    ordered_BV, order_BV = logprobs_BV.sort(dim=-1, descending=True, stable=True)
+    top_k_B1 = torch.tensor([[row.top_k or vocabulary] for row in params])
+    top_p_B1 = torch.tensor([[row.top_p] for row in params], dtype=logprobs_BV.dtype)
+    mass_before_BV = ordered_BV.exp().cumsum(-1) - ordered_BV.exp()
+    drop_BV = (torch.arange(vocabulary) >= top_k_B1) | ((mass_before_BV >= top_p_B1) & (top_p_B1 < 1.0))
+    drop_BV[:, 0] = False
+    kept_BV = torch.full_like(logprobs_BV, -torch.inf).scatter(1, order_BV, ordered_BV.masked_fill(drop_BV, -torch.inf))
+    return kept_BV.log_softmax(-1)
