@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+
+from noria.planning import Law, Point, fit_law, fit_with_uncertainty, intervals, predict
+from noria.planning.scaling import heldout_error
+
+LAW = Law(E=1.7, A=400.0, alpha=0.34, B=410.0, beta=0.28)
+GRID = list(product((1e5, 3e5, 9e5), (5e5, 1e6, 2e6)))
+
+
+def ladder(noise: float = 0.0, seed: int = 0) -> list[Point]:
+    rng = np.random.default_rng(seed)
+    return [Point(n, d, LAW.loss(n, d) * math.exp(noise * rng.normal())) for n, d in GRID]
+
+
+def test_fit_recovers_the_law_that_made_the_points():
+    law = fit_law(ladder())
+    for name in ("E", "A", "alpha", "B", "beta"):
+        assert getattr(law, name) == pytest.approx(getattr(LAW, name), rel=1e-3)
+
+
+def test_fit_predicts_beyond_noisy_points():
+    assert fit_law(ladder(noise=0.002)).loss(3e6, 6e6) == pytest.approx(LAW.loss(3e6, 6e6), rel=0.02)
+
+
+def test_one_outlier_moves_a_robust_fit_less_than_its_size():
+    points = ladder()
+    points[4] = Point(points[4].parameters, points[4].tokens, points[4].loss * 1.1)
+    assert fit_law(points).loss(9e5, 2e6) == pytest.approx(LAW.loss(9e5, 2e6), rel=0.01)
+
+
+def test_prediction_interval_holds_the_truth_and_widens_with_distance():
+    fit = fit_with_uncertainty(ladder(noise=0.004), samples=40)
+    near, far = predict(fit, 9e5, 2e6), predict(fit, 9e7, 2e8)
+    assert near[1] <= near[0] <= near[2]
+    assert far[1] <= LAW.loss(9e7, 2e8) <= far[2]
+    assert (far[2] - far[1]) / far[0] > (near[2] - near[1]) / near[0]
+
+
+def test_prediction_interval_is_never_narrower_than_the_error_on_the_heldout_point():
+    fit = fit_with_uncertainty(ladder(noise=0.01), samples=10)
+    mean, low, high = predict(fit, 9e5, 2e6)
+    assert low <= mean * (1 - fit.heldout_error) + 1e-12
+    assert high >= mean * (1 + fit.heldout_error) - 1e-12
+
+
+def test_fit_is_deterministic():
+    first, second = (fit_with_uncertainty(ladder(noise=0.004), samples=5, seed=3) for _ in range(2))
+    assert first == second
+    assert all(low <= high for low, high in intervals(first).values())
+
+
+def test_heldout_error_is_measured_on_the_point_of_most_compute():
+    points = ladder()
+    points[-1] = Point(points[-1].parameters, points[-1].tokens, points[-1].loss * 1.05)
+    assert heldout_error(points) == pytest.approx(0.05 / 1.05, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (ladder()[:4], "at least 6 points"),
+        ([Point(1e5, d, 5.0) for d in range(1, 9)], "two model sizes"),
+        ([*ladder()[:-1], Point(9e5, 2e6, math.nan)], "positive and finite"),
+    ],
+)
+def test_points_that_cannot_carry_a_law_are_refused(points: list[Point], message: str):
+    with pytest.raises(ValueError, match=message):
+        fit_law(points)
+
+
+def test_closed_form_optimum_beats_its_neighbours():
+    flops = 1e18
+    best = LAW.optimal_parameters(flops)
+    losses = [LAW.loss(n, flops / (6 * n)) for n in (best / 1.1, best, best * 1.1)]
+    assert losses[1] == min(losses)
