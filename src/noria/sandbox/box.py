@@ -1,0 +1,236 @@
+"""The sandbox from outside: `Sandbox` keeps warm servers over many batches, `run_functions` is the one-line door.
+
+A `Candidate` is source text with a function and the calls to make; its `Outcome` holds the returned values, as JSON,
+parsed out here. Whoever grades compares values with what was expected: no verdict is ever computed inside.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import json
+import os
+import platform
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from noria.sandbox.bubblewrap import require
+from noria.sandbox.connection import Connection, ServerDied
+from noria.sandbox.limits import Limits
+from noria.sandbox.seccomp import inner_filter, single_command_filter
+
+Status = Literal["ok", "error", "timeout", "crash", "refused", "sandbox"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`source` defines the function `entry`, which is called once with each list of arguments in `calls` (JSON values)."""
+
+    source: str
+    entry: str
+    calls: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a candidate or command.
+
+    ok: it returned (`values`, one a call; a command: `exit_code`). error: it raised, or returned no JSON value.
+    timeout: a limit of time fired. crash: its process died. refused: not run, for the reason in `error`.
+    sandbox: the sandbox itself failed twice; says nothing about the candidate.
+    """
+
+    status: Status
+    values: list[Any] | None = None
+    error: str = ""
+    output: str = ""
+    exit_code: int = 0
+    files: Mapping[str, bytes] = field(default_factory=dict)  # of a command or function with a workspace, after it
+    skipped: Mapping[str, str] = field(default_factory=dict)  # path -> why it could not be taken out
+
+
+class Sandbox:
+    """`workers` sandboxes that live until `close`, each with one candidate at a time. Use as a context manager.
+
+    Raises SandboxUnavailable where this machine can't sandbox; there is no unsandboxed mode.
+    """
+
+    def __init__(self, limits: Limits | None = None, workers: int | None = None) -> None:
+        self.limits = limits or Limits()
+        self.report = require()
+        self.workers = workers or min(4, os.cpu_count() or 1)
+        self._idle = [Connection(self.limits, _filters()) for _ in range(self.workers)]
+        self._free = threading.Semaphore(self.workers)
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox") if self.workers > 1 else None
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the servers and with them everything inside."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        for connection in self._idle:
+            connection.close()
+
+    def run_functions(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+        """One Outcome a candidate, in order. Equal candidates run once and share their outcome."""
+        jobs = [self._function_job(candidate, None) for candidate in candidates]
+        return self._run_distinct(jobs)
+
+    def run_function(self, candidate: Candidate, files: Mapping[str, bytes] | None = None) -> Outcome:
+        """One function, called in a workspace that holds `files`; the outcome's `files` are those afterwards."""
+        return self._run(self._function_job(candidate, files or {}))
+
+    def run_functions_in(self, jobs: Sequence[tuple[Candidate, Mapping[str, bytes]]]) -> list[Outcome]:
+        """A batch of `run_function`: each candidate in a workspace of its own."""
+        return self._run_distinct([self._function_job(candidate, files) for candidate, files in jobs])
+
+    def run_command(self, argv: Sequence[str], files: Mapping[str, bytes] | None = None) -> Outcome:
+        """A program of /usr/bin (e.g. ["cat", "notes"]) run in a workspace that holds `files`. No shell is implied."""
+        kind = "outer" if self.report.process_limit else "single"
+        reason = _refuse_files(files or {}, self.limits) or (None if argv else _Refusal("an empty command"))
+        job = {"argv": list(argv), "filter": kind, "files": _pack(files or {}), "collect": True}
+        return self._run(reason or json.dumps(job | {"limits": asdict(self.limits)}, sort_keys=True))
+
+    def _function_job(self, candidate: Candidate, files: Mapping[str, bytes] | None) -> str | _Refusal:
+        job: dict[str, Any] = {"argv": None, "filter": "inner", "source": candidate.source, "entry": candidate.entry}
+        job |= {"files": {}, "collect": files is not None, "limits": asdict(self.limits)}
+        if len(candidate.source) > self.limits.source_bytes:
+            return _Refusal(f"the source is longer than {self.limits.source_bytes} characters")
+        if files and (reason := _refuse_files(files, self.limits)):
+            return reason
+        try:
+            job["calls"] = [list(arguments) for arguments in candidate.calls]
+            job["files"] = _pack(files or {})
+            return json.dumps(job, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            return _Refusal(f"the calls are not JSON values: {error}")
+
+    def _run_distinct(self, jobs: Sequence[str | _Refusal]) -> list[Outcome]:
+        distinct = list(dict.fromkeys(jobs))
+        if self._pool is None or len(distinct) < 2:
+            outcomes = [self._run(job) for job in distinct]
+        else:
+            outcomes = list(self._pool.map(self._run, distinct))
+        found = dict(zip(distinct, outcomes, strict=True))
+        return [found[job] for job in jobs]
+
+    def _run(self, job: str | _Refusal) -> Outcome:
+        if isinstance(job, _Refusal):
+            return Outcome("refused", error=job)
+        self._free.acquire()
+        with self._lock:
+            connection = self._idle.pop()
+        try:
+            return _outcome(connection.ask(job), self.limits)
+        except ServerDied as death:
+            return Outcome("sandbox", error=str(death))
+        finally:
+            with self._lock:
+                self._idle.append(connection)
+            self._free.release()
+
+
+class _Refusal(str):
+    """Why a job is not run."""
+
+
+class Workspace:
+    """A folder of small files that tools act on; between commands it lives out here as plain values."""
+
+    def __init__(self, box: Sandbox, files: Mapping[str, bytes] | None = None) -> None:
+        self.box = box
+        self.files: dict[str, bytes] = dict(files or {})
+
+    def write(self, path: str, content: bytes) -> None:
+        if reason := _refuse_files({path: content}, self.box.limits):
+            raise ValueError(reason)
+        self.files[path] = content
+
+    def read(self, path: str) -> bytes:
+        """The content of `path`; KeyError where there is no such regular file."""
+        return self.files[path]
+
+    def run(self, argv: Sequence[str]) -> Outcome:
+        """Runs a command in this workspace. After a timeout or crash the files stay as they were before it."""
+        outcome = self.box.run_command(argv, self.files)
+        if outcome.status == "ok":
+            self.files = dict(outcome.files)
+        return outcome
+
+
+def run_functions(candidates: Sequence[Candidate], limits: Limits | None = None) -> list[Outcome]:
+    """`Sandbox.run_functions` on a sandbox that is kept for the life of this process, one for each set of limits."""
+    limits = limits or Limits()
+    with _shared_lock:
+        if limits not in _shared:
+            _shared[limits] = Sandbox(limits)
+    return _shared[limits].run_functions(candidates)
+
+
+_shared: dict[Limits, Sandbox] = {}
+_shared_lock = threading.Lock()
+
+
+@atexit.register
+def _close_shared() -> None:
+    for box in _shared.values():
+        box.close()
+    _shared.clear()
+
+
+def _filters() -> dict[str, str]:
+    machine = platform.machine()
+    programs = {"inner": inner_filter(machine), "single": single_command_filter(machine), "outer": b""}
+    return {name: base64.b64encode(program).decode() for name, program in programs.items()}
+
+
+def _pack(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {path: base64.b64encode(content).decode() for path, content in files.items()}
+
+
+def _refuse_files(files: Mapping[str, bytes], limits: Limits) -> _Refusal | None:
+    for path, content in files.items():
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts or "\0" in path or len(path) > 255:
+            return _Refusal(f"the path {path!r} would leave the workspace or is no path")
+        if len(content) > limits.file_bytes:
+            return _Refusal(f"the file {path!r} has {len(content)} bytes, more than {limits.file_bytes}")
+    if sum(map(len, files.values())) > limits.workspace_bytes // 2:
+        return _Refusal(f"the files fill more than half of the workspace's {limits.workspace_bytes} bytes")
+    return None
+
+
+def _outcome(report: Mapping[str, Any], limits: Limits) -> Outcome:
+    """Reads the server's report. Only here are the bytes that a candidate left parsed."""
+    output = base64.b64decode(report["output"]).decode("utf-8", "replace")
+    files = {path: base64.b64decode(raw) for path, raw in report.get("files", {}).items()}
+    common: dict[str, Any] = {"output": output, "exit_code": report["exit"], "files": files}
+    common["skipped"] = report.get("skipped", {})
+    if report["wall_expired"] or report["cpu_expired"]:
+        which = f"{limits.wall_seconds} s of wall time" if report["wall_expired"] else f"{limits.cpu_seconds} s of CPU"
+        return Outcome("timeout", error=f"stopped after {which}", **common)
+    if report["command"]:
+        return Outcome("ok" if report["exit"] >= 0 else "crash", **common)
+    if report["exit"] not in (0, 70):
+        return Outcome("crash", error=f"the process ended with {report['exit']} and no result", **common)
+    raw = base64.b64decode(report["result"])
+    if len(raw) > limits.file_bytes:
+        return Outcome("error", error=f"the result has more than {limits.file_bytes} bytes", **common)
+    try:
+        result = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return Outcome("crash", error=f"no readable result: {error}"[:200], **common)
+    if isinstance(result, dict) and isinstance(result.get("values"), list):
+        return Outcome("ok", values=result["values"], **common)
+    message = result.get("error") if isinstance(result, dict) else None
+    return Outcome("error", error=str(message or "the result holds no values")[:500], **common)
