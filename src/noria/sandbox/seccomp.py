@@ -1,8 +1,8 @@
-"""Two small seccomp filters (classic BPF) that close kernel doors which namespaces leave open.
+"""Small seccomp filters (classic BPF) that close kernel doors which namespaces leave open.
 
-`outer_filter` holds for everything in the sandbox: no sockets, tracing, io_uring, perf, bpf, mounts, namespaces, keyrings
+`outer_filter` holds for everything in the sandbox: no sockets, tracing, io_uring, perf, bpf, mounts, namespaces, keys
 or System V IPC (which would outlive a candidate). `inner_filter` is added in a candidate's own process before its code
-runs: no new process, no exec, no signal to anyone. Syscall numbers are those of the kernel's tables for x86_64 and aarch64.
+runs: no new process, no exec, no signal to anyone. Numbers are from the kernel's tables for x86_64 and aarch64.
 """
 
 from __future__ import annotations

@@ -42,11 +42,25 @@ def main():
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
+    warm_up()
     gc.collect()
     gc.freeze()  # children share these pages until they write
     reply(replies, {"ready": True, "uid": os.getuid()})
     for line in requests:
         reply(replies, handle(json.loads(line), filters))
+
+
+WARM_SOURCE = """
+import collections, functools, itertools, math, string
+def f(numbers):
+    total = sum(n * n for n in numbers if n % 2)
+    return sorted({str(n): [n, total] for n in numbers}.items())
+"""
+
+
+def warm_up():
+    """Compiles, calls and serialises once: what the first use initialises is then shared by every child (4 ms each)."""
+    json.dumps(call_function({"source": WARM_SOURCE, "entry": "f", "calls": [[[1, 2, 3]]]}))
 
 
 def reply(stream, report):
@@ -101,7 +115,7 @@ def run_child(job, limits, filters, result_fd, output_fd):
         payload = json.dumps(outcome).encode()
         while payload:
             payload = payload[os.write(RESULT_FD, payload) :]
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  whatever the candidate raised, SystemExit too, is its outcome
         text = json.dumps({"error": describe(error)}).encode()
         try:
             os.ftruncate(RESULT_FD, 0)
@@ -123,16 +137,16 @@ def execute(argv):
 def call_function(job):
     names = {"__name__": "candidate"}
     exec(compile(job["source"], "candidate", "exec"), names)
-    if not callable(names.get(job["entry"])):
-        return {"error": "NameError: the source defines no function '%s'" % job["entry"]}
-    function = names[job["entry"]]
+    function = names.get(job["entry"])
+    if not callable(function):
+        return {"error": "NameError: the source defines no function " + repr(job["entry"])}
     return {"values": [function(*arguments) for arguments in job["calls"]]}
 
 
 def describe(error):
     try:
         return (type(error).__name__ + ": " + str(error))[:500]
-    except BaseException:
+    except BaseException:  # noqa: BLE001  the candidate's own __str__ may raise anything
         return "an error that can't be shown"
 
 
