@@ -112,6 +112,7 @@ def run_child(job, limits, filters, result_fd, output_fd):
         if job["argv"] is not None:
             execute(job["argv"])
         outcome = call_function(job)
+        sys.stdout.flush()
         payload = json.dumps(outcome).encode()
         while payload:
             payload = payload[os.write(RESULT_FD, payload) :]
