@@ -1,0 +1,1 @@
+"""Benchmarks: noria side by side with peers and with its own bounds. `python -m benchmarks.NAME [--json] [--quick]`."""

@@ -1,0 +1,280 @@
+"""Where an artifact came from, down to the record in a raw file, and what a source or a user ever reached.
+
+The graph is that of the manifests: role -> key. An artifact with content/documents/<source>.parquet knows its documents
+(rows of DOCUMENT_SCHEMA) and so answers for itself which sources it holds; an artifact without is taken to have seen
+what its inputs saw. A user is named by the column or field `user` of the files of a traffic artifact.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from noria.artifacts.aliases import AliasMove, append_line, now, read_lines
+from noria.artifacts.errors import StoreError
+from noria.artifacts.manifest import Manifest
+from noria.artifacts.store import Store
+
+TRAFFIC = "traffic"
+Graph = Mapping[str, Manifest]
+What = Literal["source", "user"]
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """An artifact on the way down; `role` is what it was to the one above, at `depth` steps below the start."""
+
+    manifest: Manifest
+    role: str
+    depth: int
+
+
+@dataclass(frozen=True)
+class RawRecords:
+    """The documents of one source that an artifact took from one raw file: how many, and where in the file they lie."""
+
+    artifact: str
+    source: str
+    file: str
+    documents: int
+    first_offset: int
+    last_offset: int
+
+
+@dataclass(frozen=True)
+class OriginRow:
+    """Where one document lies: raw file, record offset and length in bytes, and the artifact that says so."""
+
+    artifact: str
+    document: str
+    source: str
+    licence: str
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a source or user reached: artifacts, nearest first, and every move of an alias onto one of them."""
+
+    artifacts: tuple[Manifest, ...]
+    releases: tuple[AliasMove, ...]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A request to forget, on one artifact that it affects."""
+
+    what: What
+    name: str
+    key: str
+    reason: str
+    time: str
+
+
+def upstream(store: Store, key: str) -> list[Ancestor]:
+    """`key` and all it was made from, each once, nearest first."""
+    graph = _graph(store)
+    if key not in graph:
+        raise StoreError(f"there is no artifact {key} in {store.root}")
+    found, waiting, seen = [], [Ancestor(graph[key], "", 0)], {key}
+    while waiting:
+        node = waiting.pop(0)
+        found.append(node)
+        for role, other in sorted(node.manifest.inputs.items()):
+            if other in graph and other not in seen:
+                seen.add(other)
+                waiting.append(Ancestor(graph[other], role, node.depth + 1))
+    return found
+
+
+def closure(graph: Graph, keys: set[str]) -> set[str]:
+    """`keys` and everything upstream of them that the graph holds."""
+    waiting, found = list(keys), set()
+    while waiting:
+        key = waiting.pop()
+        if key in graph and key not in found:
+            found.add(key)
+            waiting += graph[key].inputs.values()
+    return found
+
+
+def raw_records(store: Store, key: str) -> list[RawRecords]:
+    """For `key` and its ancestors that hold documents: each raw file with the number and place of its documents."""
+    import pyarrow.compute as compute
+    import pyarrow.parquet as parquet
+
+    found = []
+    for node in upstream(store, key):
+        for source, path in _document_files(store, node.manifest):
+            table = parquet.read_table(path, columns=["origin"])
+            origin = table["origin"].combine_chunks()
+            columns = {name: compute.struct_field(origin, name) for name in ("file", "offset")}
+            grouped = (
+                _table(columns).group_by("file").aggregate([("offset", "count"), ("offset", "min"), ("offset", "max")])
+            )
+            for row in sorted(grouped.to_pylist(), key=lambda row: row["file"]):
+                place = (row["file"], row["offset_count"], row["offset_min"], row["offset_max"])
+                found.append(RawRecords(node.manifest.key, source, *place))
+    return found
+
+
+def origins(store: Store, key: str, *, document: str = "", source: str = "", limit: int = 100) -> list[OriginRow]:
+    """The origin rows of a document id or of a source (or of all, if neither), among what `key` was made from.
+
+    Of several artifacts that hold a document, the most upstream one is quoted: the nearest to the raw file.
+    """
+    import pyarrow.parquet as parquet
+
+    filters = [("id", "=", document)] if document else None
+    found: dict[str, OriginRow] = {}
+    for node in reversed(upstream(store, key)):
+        for name, path in _document_files(store, node.manifest):
+            if source and name != source:
+                continue
+            table = parquet.read_table(path, columns=["id", "licence", "origin"], filters=filters)
+            for row in table.slice(0, limit).to_pylist():
+                place = row["origin"]
+                origin = OriginRow(
+                    node.manifest.key, row["id"], name, row["licence"], place["file"], place["offset"], place["length"]
+                )
+                found.setdefault(row["id"], origin)
+                if len(found) >= limit:
+                    return list(found.values())
+    return list(found.values())
+
+
+def downstream(store: Store, name: str, what: What = "source") -> Reached:
+    """Everything that saw a source or user, and every release (present or past) among it.
+
+    Raises StoreError, with the names that there are, for one that no artifact holds.
+    """
+    graph = _graph(store)
+    holds = (
+        (lambda manifest: _holds_source(store, manifest, name))
+        if what == "source"
+        else (lambda manifest: _holds_user(store, manifest, name))
+    )
+    affected = _spread(graph, holds)
+    if not affected:
+        known = sorted({source for manifest in graph.values() for source in _sources(store, manifest)})
+        hint = f" Sources here: {', '.join(known) or 'none'}" if what == "source" else ""
+        raise StoreError(f"no artifact in {store.root} holds the {what} {name!r}.{hint}")
+    keys = {manifest.key for manifest in affected}
+    return Reached(tuple(affected), tuple(move for move in store.aliases.all_moves() if move.key in keys))
+
+
+def forget(store: Store, what: What, name: str, reason: str = "") -> Reached:
+    """Mark everything that a source or user reached. Nothing is deleted: the marks show in plans and lineage until
+    the artifacts are made anew without it."""
+    reached = downstream(store, name, what)
+    known = {(mark.what, mark.name, mark.key) for mark in marks(store)}
+    for manifest in reached.artifacts:
+        if (what, name, manifest.key) not in known:
+            append_line(_marks_file(store), asdict(Mark(what, name, manifest.key, reason, now())))
+    return reached
+
+
+def marks(store: Store) -> list[Mark]:
+    """All marks, oldest first."""
+    return [Mark(**line) for line in read_lines(_marks_file(store))]
+
+
+def marks_of(store: Store, key: str) -> list[Mark]:
+    return [mark for mark in marks(store) if mark.key == key]
+
+
+def _spread(graph: Graph, holds: Callable[[Manifest], bool | None]) -> list[Manifest]:
+    """The artifacts that hold something, by their own word (True, False) or, where they have none, by their inputs."""
+    seen: dict[str, bool] = {}
+    affected = []
+    for manifest in _inputs_first(graph):
+        own = holds(manifest)
+        seen[manifest.key] = any(seen.get(key, False) for key in manifest.inputs.values()) if own is None else own
+        if seen[manifest.key]:
+            affected.append(manifest)
+    return affected
+
+
+def _inputs_first(graph: Graph) -> Iterator[Manifest]:
+    done: set[str] = set()
+    for start in sorted(graph.values(), key=lambda manifest: manifest.created):
+        waiting = [start]
+        while waiting:
+            missing = [graph[key] for key in waiting[-1].inputs.values() if key in graph and key not in done]
+            if missing:
+                waiting += missing
+                continue
+            manifest = waiting.pop()
+            if manifest.key not in done:
+                done.add(manifest.key)
+                yield manifest
+
+
+def _holds_source(store: Store, manifest: Manifest, name: str) -> bool | None:
+    sources = _sources(store, manifest)
+    return name in sources if sources else None
+
+
+def _sources(store: Store, manifest: Manifest) -> set[str]:
+    """The sources that an artifact is known to hold documents of; empty where it does not say.
+
+    It says so by its documents or, for raw data, by a metric `sources` with an entry a source.
+    """
+    held = {source for source, path in _document_files(store, manifest) if _rows(path)}
+    said = manifest.metrics.get("sources")
+    return held or (set(said) if isinstance(said, Mapping | list) else set())
+
+
+def _holds_user(store: Store, manifest: Manifest, user: str) -> bool | None:
+    if manifest.kind != TRAFFIC:
+        return None
+    folder = store.artifacts / manifest.key / "content"
+    return any(_file_names_user(folder / name, user) for name in manifest.files)
+
+
+def _file_names_user(path: Path, user: str) -> bool:
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as lines:
+            return any(json.loads(line).get("user") == user for line in lines if line.strip())
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as parquet
+
+        if "user" in parquet.read_schema(path).names:
+            return parquet.read_table(path, columns=["user"], filters=[("user", "=", user)]).num_rows > 0
+    return False
+
+
+def _document_files(store: Store, manifest: Manifest) -> Iterator[tuple[str, Path]]:
+    """(source, file) of each content/documents/<source>.parquet."""
+    for name in sorted(manifest.files):
+        path = PurePosixPath(name)
+        if path.parts[0] == "documents" and path.suffix == ".parquet":
+            yield "/".join(path.with_suffix("").parts[1:]), store.artifacts / manifest.key / "content" / name
+
+
+def _rows(path: Path) -> int:
+    import pyarrow.parquet as parquet
+
+    return parquet.read_metadata(path).num_rows
+
+
+def _table(columns: Mapping[str, Any]) -> Any:
+    import pyarrow
+
+    return pyarrow.table(dict(columns))
+
+
+def _graph(store: Store) -> Graph:
+    graph, problems = store.manifests()
+    if problems:
+        raise StoreError(f"lineage needs every manifest, and {len(problems)} can't be read: {problems[0]}")
+    return graph
+
+
+def _marks_file(store: Store) -> Path:
+    return store.root / "marks.jsonl"
