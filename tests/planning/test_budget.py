@@ -87,6 +87,10 @@ def test_rate_grows_with_the_root_of_the_batch():
     assert learning_rate(0.01, 1024, 4096) == 0.02
 
 
+def test_rate_falls_with_the_width():
+    assert learning_rate(0.04, 1024, 1024, measured_width=32, width=128) == 0.01
+
+
 def test_best_rate_is_the_vertex_of_a_parabola_in_log_rate():
     rates = (0.001, 0.002, 0.004, 0.008)
     losses = [(math.log(rate) - math.log(0.003)) ** 2 + 4 for rate in rates]

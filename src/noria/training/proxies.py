@@ -1,0 +1,162 @@
+"""The small runs behind a plan: a sweep of the learning rate on the smallest size, then every size to every horizon."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noria.data.shards import TokenStream
+from noria.data.tokenizer import Tokenizer
+from noria.model import ModelConfig, Transformer
+from noria.planning import ShapeFamily, best_rate, learning_rate
+from noria.planning.ladder import LadderPlan, plan_ladder
+from noria.training.batch import TokenBatch
+from noria.training.heldout import Heldout
+from noria.training.ladder import ladder_steps, train_horizons
+from noria.training.loop import LoopConfig
+
+Report = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class LadderSettings:
+    """What to train on, and which sizes, horizons (shares of the longest) and rates to try."""
+
+    shards: Path
+    tokenizer: Path
+    flops: float
+    widths: tuple[int, ...]
+    shares: tuple[float, ...]
+    rates: tuple[float, ...]
+    head_width: int
+    width_per_layer: int
+    ffn_multiple: int
+    sequence_length: int
+    decay_share: float
+    heldout_rows: int
+    batch_tokens: int | None
+    seed: int
+    threads: int
+
+
+def run_ladder(settings: LadderSettings, progress: Path, report: Report) -> tuple[dict[str, Any], float]:
+    """(what content/ladder.json holds, FLOPs spent in this process). A finished run is kept in `progress` and is not
+    repeated after a kill. `loss` is the mixture's held-out loss in nats a token."""
+    torch.set_num_threads(settings.threads)
+    weights = json.loads((settings.shards / "shards.json").read_text(encoding="utf-8"))["weights"]
+    tokenizer = Tokenizer.load(settings.tokenizer)
+    family = _family(settings, tokenizer.vocab_size)
+    models = [family.at(width) for width in sorted(settings.widths)]
+    plan = plan_ladder(
+        models, settings.flops, settings.shares, len(settings.rates), settings.decay_share, settings.batch_tokens
+    )
+    runs = _Runs(settings, plan, weights, tokenizer.bos, progress, report)
+    smallest, middle = models[0], plan.horizons[len(plan.horizons) // 2]
+    sweep = [(rate, runs.losses(smallest, (middle,), rate)[0]) for rate in settings.rates if len(settings.rates) > 1]
+    best = best_rate(sweep) if sweep else settings.rates[0]
+    points = []
+    for model in models:
+        rate = learning_rate(best, plan.batch_tokens, plan.batch_tokens, smallest.width, model.width)
+        for horizon, loss in zip(plan.horizons, runs.losses(model, plan.horizons, rate), strict=True):
+            points.append(
+                {
+                    "width": model.width,
+                    "layers": model.layers,
+                    "parameters": model.parameters(),
+                    "matmul_parameters": model.matmul_parameters(),
+                    "tokens": horizon * plan.batch_tokens,
+                    "learning_rate": rate,
+                    "loss": loss if math.isfinite(loss) else None,
+                }
+            )
+    result = {
+        "points": points,
+        "sweep": [
+            {"learning_rate": rate, "loss": loss if math.isfinite(loss) else None, "tokens": middle * plan.batch_tokens}
+            for rate, loss in sweep
+        ],
+        "learning_rate": best,
+        "rate_width": smallest.width,
+        "batch_tokens": plan.batch_tokens,
+        "warmup_tokens": plan.warmup_steps * plan.batch_tokens,
+        "decay_share": settings.decay_share,
+        "flops": plan.flops,
+        "family": vars(family),
+    }
+    return result, runs.spent
+
+
+def _family(settings: LadderSettings, vocab_size: int) -> ShapeFamily:
+    return ShapeFamily(
+        vocab_size=vocab_size,
+        context=settings.sequence_length,
+        head_width=settings.head_width,
+        width_per_layer=settings.width_per_layer,
+        ffn_multiple=settings.ffn_multiple,
+    )
+
+
+class _Runs:
+    """Trains one size at one rate to some horizons, or remembers having done so."""
+
+    def __init__(
+        self,
+        settings: LadderSettings,
+        plan: LadderPlan,
+        weights: dict[str, float],
+        bos: int,
+        progress: Path,
+        report: Report,
+    ) -> None:
+        length = settings.sequence_length
+        self.settings, self.plan, self.progress, self.report = settings, plan, progress, report
+        self.heldout = Heldout.load(settings.shards, weights, length, settings.heldout_rows, bos)
+        self.stream = TokenStream(settings.shards, weights, length, plan.batch_tokens // length, settings.seed)
+        self.done, self.spent = 0.0, 0.0
+
+    def losses(self, model: ModelConfig, horizons: tuple[int, ...], rate: float) -> list[float]:
+        flops = self._flops(model, horizons)
+        path = self.progress / f"{model.width}-{rate:g}-{'-'.join(map(str, horizons))}.json"
+        if path.exists():
+            self.done += flops
+            return json.loads(path.read_text(encoding="utf-8"))
+        start, per_step = self.done, flops / ladder_steps(horizons, self.settings.decay_share)
+
+        def advance(_: float) -> None:
+            self.done += per_step
+            self.report(self.done, self.plan.flops, "FLOPs", f"width {model.width}, rate {rate:g}")
+
+        config = LoopConfig(
+            steps=max(horizons),
+            learning_rate=rate,
+            warmup_steps=self.plan.warmup_steps,
+            decay_share=self.settings.decay_share,
+        )
+        measured = train_horizons(
+            Transformer(model, seed=self.settings.seed), self._batch, horizons, config, self._measure, advance
+        )
+        self.done = start + flops
+        self.spent += flops
+        unfinished = path.with_suffix(".new")
+        unfinished.write_text(json.dumps(measured), encoding="utf-8")
+        os.replace(unfinished, path)
+        return measured
+
+    def _flops(self, model: ModelConfig, horizons: tuple[int, ...]) -> float:
+        steps = ladder_steps(horizons, self.settings.decay_share)
+        return steps * self.plan.batch_tokens * model.flops_per_token()
+
+    def _batch(self, step: int) -> TokenBatch:
+        tokens_BT, segment_BT = self.stream.batch(step)
+        weight = torch.ones(len(tokens_BT), self.settings.sequence_length)
+        return TokenBatch(torch.from_numpy(tokens_BT), weight, torch.from_numpy(segment_BT))
+
+    def _measure(self, model: Transformer) -> float:
+        return self.heldout.mean(self.heldout.losses(model))

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from noria.planning import BudgetError, Law, ShapeFamily
+from noria.planning.decide import Wishes, decide, forecast
+from noria.planning.ladder import plan_ladder
+
+FAMILY = ShapeFamily(vocab_size=512, context=64, width_per_layer=32)
+LAW = Law(E=1.5, A=30.0, alpha=0.25, B=60.0, beta=0.25)
+
+
+def measured() -> dict[str, Any]:
+    points = []
+    for width in (32, 64, 96):
+        model = FAMILY.at(width)
+        for tokens in (50_000, 100_000, 200_000):
+            loss = LAW.loss(model.matmul_parameters(), tokens)
+            points.append({"matmul_parameters": model.matmul_parameters(), "tokens": tokens, "loss": loss})
+    return {
+        "points": points,
+        "learning_rate": 0.04,
+        "rate_width": 32,
+        "batch_tokens": 512,
+        "family": vars(FAMILY),
+    }
+
+
+def wishes(**changes: Any) -> Wishes:
+    plain: dict[str, Any] = {
+        "flops": 2e12,
+        "parameters": None,
+        "train_tokens": None,
+        "batch_tokens": None,
+        "learning_rate": None,
+        "min_parameters": 1,
+        "max_parameters": 10**9,
+        "serving_tokens": 0.0,
+        "most_tokens": 1e12,
+        "decay_share": 0.4,
+        "bootstrap": 10,
+    }
+    return Wishes(**{**plain, **changes})
+
+
+def test_everything_auto_spends_the_budget_and_predicts_the_law():
+    plan = decide(measured(), wishes())
+    assert set(plan["choices"].values()) == {"auto"}
+    assert plan["flops"] <= 2e12 and plan["flops"] > 1.9e12
+    expected = LAW.loss(plan["matmul_parameters"], plan["train_tokens"])
+    assert plan["predicted_loss"]["mean"] == pytest.approx(expected, rel=1e-4)
+    assert plan["predicted_loss"]["low"] <= plan["predicted_loss"]["mean"] <= plan["predicted_loss"]["high"]
+    assert plan["train_tokens"] == plan["steps"] * plan["batch_tokens"]
+
+
+def test_fixed_values_are_taken_and_named():
+    plan = decide(measured(), wishes(parameters=130_000, train_tokens=500_032, batch_tokens=1024, learning_rate=0.01))
+    assert set(plan["choices"].values()) == {"fixed"}
+    assert plan["batch_tokens"] == 1024 and plan["learning_rate"] == 0.01
+    assert 500_032 - 1024 < plan["train_tokens"] <= 500_032
+    assert 0.7 < plan["parameters"] / 130_000 < 1.4
+
+
+def test_a_contradiction_is_refused_with_what_to_change():
+    with pytest.raises(BudgetError, match="raise the budget, or lower train_tokens"):
+        decide(measured(), wishes(train_tokens=10**9))
+    with pytest.raises(BudgetError, match="widen the limits"):
+        decide(measured(), wishes(min_parameters=100_000, max_parameters=100_001))
+    with pytest.raises(BudgetError, match="more than the data offer"):
+        decide(measured(), wishes(train_tokens=200_000, most_tokens=1000.0))
+
+
+def test_noise_in_the_last_bits_changes_no_choice():
+    shaken = measured()
+    for point in shaken["points"]:
+        point["loss"] *= 1 + 1e-13
+    chosen = ("model", "train_tokens", "batch_tokens", "learning_rate", "schedule", "steps")
+    first, second = decide(measured(), wishes()), decide(shaken, wishes())
+    assert {name: first[name] for name in chosen} == {name: second[name] for name in chosen}
+
+
+def test_a_diverged_point_is_left_out():
+    ladder = measured()
+    ladder["points"][0]["loss"] = None
+    assert decide(ladder, wishes())["law"]["heldout_error"] < 0.01
+
+
+def test_plan_is_plain_json_and_holds_no_clock():
+    plan = decide(measured(), wishes())
+    assert json.loads(json.dumps(plan, allow_nan=False)) == plan
+    assert not any("second" in name for name in plan)
+    assert forecast(plan, 1e10)["seconds"] == plan["flops"] / 1e10
+
+
+def test_ladder_keeps_to_its_budget_with_equal_horizons_for_every_size():
+    models = [FAMILY.at(width) for width in (32, 64)]
+    plan = plan_ladder(models, 2e10, (0.25, 0.5, 1.0), rates=3, decay_share=0.4)
+    tokens = plan.batch_tokens * (0.6 * plan.horizons[-1] + 0.4 * sum(plan.horizons))
+    spent = tokens * sum(model.flops_per_token() for model in models)
+    spent += 3 * plan.horizons[1] * plan.batch_tokens * models[0].flops_per_token()
+    assert 0.8 * 2e10 < spent <= 2e10
+
+
+def test_a_ladder_too_small_to_train_says_how_much_it_needs():
+    with pytest.raises(BudgetError, match=r"system.ladder_flops = 1e\+07 leaves"):
+        plan_ladder([FAMILY.at(32), FAMILY.at(64)], 1e7, (0.25, 0.5, 1.0), rates=1, decay_share=0.4)
