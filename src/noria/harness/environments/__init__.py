@@ -1,0 +1,1 @@
+"""Environments: generators of agent tasks with their gold solutions, graders and demonstrations."""

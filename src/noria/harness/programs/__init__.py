@@ -1,0 +1,1 @@
+"""Harness programs that come with noria. Copy one to change it."""
