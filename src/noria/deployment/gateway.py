@@ -1,0 +1,209 @@
+"""The served model: engine, OpenAI-compatible API, chat page and traffic log, put together.
+
+`serve` blocks (the command line); `background` runs the same server in a thread and yields its address (the traffic
+step, tests).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from noria.data.tokenizer import Tokenizer
+from noria.deployment.origin_guard import LOOPBACK, OriginGuard
+from noria.deployment.traffic import CONSENT_TIERS, SIGNALS, Redactor, Retention, TrafficLog
+from noria.inference import Engine
+from noria.inference.openai_api import ChatServer, ServerLimits
+from noria.model import load_model
+from noria.types import Message, digest, seed_of
+
+DEFAULT_ROWS = 32  # choices decoded together; the cache is allocated for them at start
+
+
+class AddressInUse(Exception):
+    """Another program listens at the address."""
+
+
+@dataclass(frozen=True)
+class GatewayOptions:
+    """How to serve. `hosts` are names the server answers to besides loopback ones; `page` is the chat page's folder."""
+
+    traffic_db: Path
+    name: str = "noria"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    page: Path | None = None
+    hosts: tuple[str, ...] = ()
+    source: str = "live"
+    rows: int = DEFAULT_ROWS
+    limits: ServerLimits = field(default_factory=ServerLimits)
+    retention: Retention = field(default_factory=Retention)
+
+
+def default_redactor() -> Redactor:
+    """The redaction of stage 2: what may not enter a corpus may not enter the log either."""
+    from noria.data.pii import redact
+
+    return redact
+
+
+def policy_digest(model_folder: Path) -> str:
+    """The identity of what answers: weights, shape and tokenizer."""
+    return digest(
+        *((model_folder / name).read_bytes() for name in ("config.json", "model.safetensors", "tokenizer.json"))
+    )
+
+
+def build_app(engine: Engine, tokenizer: Tokenizer, log: TrafficLog, options: GatewayOptions) -> Starlette:
+    """The application, ready for any ASGI server."""
+    server = ChatServer(
+        engine,
+        tokenizer,
+        options.name,
+        fingerprint=f"fp_{log.policy[:12]}",
+        record=log.record,
+        signal=log.signal,
+        consents=CONSENT_TIERS,
+        signals=SIGNALS,
+        limits=options.limits,
+    )
+    hosts = (*LOOPBACK, options.host, *options.hosts)
+    return server.app(_page_routes(options), [Middleware(OriginGuard, hosts=hosts)])
+
+
+def _page_routes(options: GatewayOptions) -> list[BaseRoute]:
+    if options.page is None:
+        return []
+    folder = options.page
+
+    async def index(request: object) -> Response:
+        return FileResponse(folder / "index.html", headers={"Cache-Control": "no-cache"})
+
+    return [Route("/", index), Mount("/chat", StaticFiles(directory=folder))]
+
+
+@contextlib.contextmanager
+def _serving(
+    model_folder: Path, options: GatewayOptions, redact: Redactor | None
+) -> Iterator[tuple[uvicorn.Server, socket.socket]]:
+    """Everything open: the socket first, so that a taken port fails before the model is loaded."""
+    listener = _listen(options.host, options.port)
+    with contextlib.ExitStack() as stack:
+        stack.callback(listener.close)
+        model = load_model(model_folder)
+        tokenizer = Tokenizer.load(model_folder / "tokenizer.json")
+        log = TrafficLog(
+            options.traffic_db,
+            policy_digest(model_folder),
+            redact or default_redactor(),
+            options.source,
+            options.retention,
+        )
+        stack.callback(log.close)
+        app = build_app(Engine(model, tokenizer.end, options.rows), tokenizer, log, options)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5)
+        yield uvicorn.Server(config), listener
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise AddressInUse(
+            f"cannot listen at {host}:{port}: {error.strerror or error}; choose another --port"
+        ) from error
+    listener.listen(128)
+    return listener
+
+
+def address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(
+    model_folder: Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    traffic_db: Path = Path("traffic.sqlite"),
+    name: str = "noria",
+    page: Path | None = None,
+    hosts: tuple[str, ...] = (),
+    redact: Redactor | None = None,
+    on_ready: Callable[[str], None] = print,
+) -> None:
+    """Serves until Ctrl-C. `on_ready` gets the address. Raises AddressInUse, ModelFolderError, TrafficError."""
+    options = GatewayOptions(traffic_db, name, host, port, page, hosts)
+    with _serving(model_folder, options, redact) as (server, listener):
+        on_ready(address(host, listener.getsockname()[1]))
+        server.run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def background(model_folder: Path, options: GatewayOptions, redact: Redactor | None = None) -> Iterator[str]:
+    """The real server in a thread of this process; yields its address, stops it at the end."""
+    with _serving(model_folder, options, redact) as (server, listener):
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="gateway", daemon=True)
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.005)
+            yield address(options.host, listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join(15)
+
+
+def chat_terminal(
+    model_folder: Path, seed: int = 0, read: Callable[[str], str] = input, write: Callable[[str], object] = print
+) -> None:
+    """A conversation in the terminal, with nothing logged. /new starts over, /quit (or Ctrl-D) ends."""
+    from noria.inference import Request, SamplingParams
+
+    model = load_model(model_folder)
+    tokenizer = Tokenizer.load(model_folder / "tokenizer.json")
+    engine = Engine(model, tokenizer.end, max_rows=1)
+    write("Type a message; /new starts over, /quit ends.")
+    messages: list[Message] = []
+    while True:
+        try:
+            text = read("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if text == "/quit":
+            return
+        if text == "/new":
+            messages = []
+            continue
+        if not text:
+            continue
+        messages.append(Message("user", text))
+        prompt_ids = tokenizer.render(messages)
+        if len(prompt_ids) >= engine.context:
+            write(f"The conversation has {len(prompt_ids)} tokens, the context {engine.context}: /new starts over.")
+            messages.pop()
+            continue
+        params = SamplingParams(max_tokens=engine.context - len(prompt_ids), seed=seed_of(seed, len(messages)))
+        reply = tokenizer.decode(engine.generate([Request(prompt_ids, params)])[0].token_ids)
+        messages.append(Message("assistant", reply))
+        write(printable(reply))
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: a model may not move the cursor or rewrite the screen."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
