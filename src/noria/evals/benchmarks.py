@@ -129,14 +129,14 @@ def accuracy(items: Sequence[Item]) -> dict[str, Any]:
     ids = [item.task_id for item in graded]
     interval = wilson(int(sum(right)), len(right)) if len(set(ids)) == len(ids) else cluster_bootstrap(right, ids)
     solved = sum(right)
-    n = len(items)
+    n, known = len(items), interval.as_json()
     return {
-        "accuracy": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "n": interval.n,
+        "accuracy": known["estimate"],
+        "low": known["low"],
+        "high": known["high"],
+        "n": known["n"],
         "failed": n - len(graded),
-        "value": sum(item.value or 0.0 for item in graded) / len(graded) if graded else float("nan"),
+        "value": sum(item.value or 0.0 for item in graded) / len(graded) if graded else None,
         "tokens": sum(item.tokens for item in items) / n if n else 0.0,
         "truncated": sum(item.outcome == "truncated" for item in items) / n if n else 0.0,
         "no_answer": sum(not item.answer for item in items) / n if n else 0.0,

@@ -37,8 +37,8 @@ class Calibration:
     grader: str
     version: str
     counts: Mapping[str, int]
-    true_positive: Mapping[str, float]
-    false_positive: Mapping[str, float]
+    true_positive: Mapping[str, float | int | None]
+    false_positive: Mapping[str, float | int | None]
     mistakes: Sequence[Mapping[str, str]]
 
     def as_json(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def _row(
         interval = paired_difference(left, right)
     solved_new, solved_old = [value > 0.5 for value in left], [value > 0.5 for value in right]
     pairs = list(zip(solved_new, solved_old, strict=True))
-    known = len(shared) > 1
+    known = interval.as_json()
     return {
         "from": old_name,
         "to": new_name,
@@ -52,9 +52,9 @@ def _row(
         "unpaired": len(old.keys() ^ new.keys()),
         "from_accuracy": float(np.mean(right)) if shared else None,
         "to_accuracy": float(np.mean(left)) if shared else None,
-        "difference": interval.estimate if shared else None,
-        "low": interval.low if known else None,
-        "high": interval.high if known else None,
+        "difference": known["estimate"],
+        "low": known["low"],
+        "high": known["high"],
         "gained": sum(a and not b for a, b in pairs),
         "lost": sum(b and not a for a, b in pairs),
         "p": mcnemar(solved_new, solved_old),

@@ -24,8 +24,10 @@ class Interval:
     high: float
     n: int
 
-    def as_json(self) -> dict[str, float | int]:
-        return {"estimate": self.estimate, "low": self.low, "high": self.high, "n": self.n}
+    def as_json(self) -> dict[str, float | int | None]:
+        """The four fields; null for what is unknown (no items, or an unbounded limit), as JSON has no NaN."""
+        values = {"estimate": self.estimate, "low": self.low, "high": self.high}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()} | {"n": self.n}
 
 
 # --- one model ---
@@ -119,8 +121,9 @@ def cluster_bootstrap(
 ) -> Interval:
     """The mean with a percentile interval from resampling clusters with replacement (Davison & Hinkley 1997, ch. 3).
 
-    The statistic is the mean over items, so clusters weigh by their size. `n` of the result counts clusters. With fewer
-    than about 20 clusters the interval is too narrow; with a constant sample it has width 0.
+    The statistic is the mean over items, so clusters weigh by their size. `n` of the result counts clusters. The
+    percentile interval is somewhat narrow for few clusters: at a nominal 95% it covered 93% of 1,500 simulated truths
+    with 20 or 40 normal clusters and 95% with 100 (`coverage` repeats this). With a constant sample its width is 0.
     """
     x = np.asarray(values, dtype=np.float64)
     labels = np.arange(len(x)) if clusters is None else np.unique([str(c) for c in clusters], return_inverse=True)[1]

@@ -18,7 +18,6 @@ from noria.grading import GRADERS, WEAK_TWINS, grader_ref
 from noria.types import Task, task_from_json, task_to_json
 
 STAGE = "s6_evaluation"
-ALIGNMENT_FAMILIES = ("helpful", "safety")
 
 
 class _Section(BaseModel):
@@ -122,20 +121,13 @@ def _versions() -> dict[str, str]:
 
 
 def _write_registry(context: StepContext) -> Mapping[str, Any]:
-    from noria.evals.tasks import FAMILIES, generate
+    from noria.evals.registry import domains, held_out_tasks
 
     config: RegistryConfig = context.config
-    domains: dict[str, list[str]] = {name: [name] for name in ALIGNMENT_FAMILIES}
-    for family in FAMILIES.values():
-        if family.name not in ALIGNMENT_FAMILIES:
-            domains.setdefault(family.domain, []).append(family.name)
-    tasks: list[Task] = []
-    for families in domains.values():
-        for place, family_name in enumerate(families):
-            # The first families take one more where the count does not divide evenly.
-            count = (config.items_per_domain + len(families) - 1 - place) // len(families)
-            tasks += generate(family_name, count, config.task_seed, "heldout")
-            context.report(len(tasks), config.items_per_domain * len(domains), "tasks", family_name)
+    total = config.items_per_domain * len(domains())
+    tasks = held_out_tasks(
+        config.items_per_domain, config.task_seed, lambda done, family: context.report(done, total, "tasks", family)
+    )
     _write_lines(context.content / "tasks.jsonl", map(task_to_json, tasks))
     counts: dict[str, dict[str, int]] = {"domains": {}, "families": {}}
     for task in tasks:
@@ -165,12 +157,15 @@ def _measure_graders(context: StepContext) -> Mapping[str, Any]:
 
 
 def _evaluate(context: StepContext) -> Mapping[str, Any]:
+    import torch
+
     from noria.data.tokenizer import Tokenizer
     from noria.evals.benchmarks import run_benchmark, single_turn, summarise
     from noria.inference import Engine
     from noria.model import load_model
 
     config: EvaluateConfig = context.config
+    torch.set_num_threads(context.numerics.threads if context.numerics else 1)
     folder = context.inputs["model"].content
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     engine = Engine(load_model(folder), tokenizer.end, config.batch_rows)
@@ -193,7 +188,7 @@ def _evaluate(context: StepContext) -> Mapping[str, Any]:
     _write_lines(context.content / "items.jsonl", (_dumps(item.as_json()) for item in items))
     _write_lines(context.content / "samples.jsonl", map(_dumps, kept))
     _write_json(context.content / "summary.json", summary)
-    metrics = {f"{domain}_accuracy": row["accuracy"] for domain, row in summary["domains"].items()}
+    metrics = {f"{domain}_accuracy": row["accuracy"] for domain, row in summary["domains"].items() if row["n"]}
     metrics |= {axis: rate["estimate"] for axis, rate in summary["refusal"].items()}
     return metrics | {"items": len(items), "failed_gradings": sum(item.correct is None for item in items)}
 
