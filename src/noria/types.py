@@ -170,9 +170,8 @@ class Trace:
 def _node(raw: dict[str, Any]) -> Node:
     call = raw["call"]
     if call is not None:
-        call = ModelCall(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in call.items()},
-        )
+        call["prompt_ids"], call["token_ids"] = tuple(call["prompt_ids"]), tuple(call["token_ids"])
+        call = ModelCall(**{**call, "logprobs": tuple(call["logprobs"])})
     return Node(tuple(raw["parents"]), Message(**raw["message"]), call, raw["view_hash"])
 
 

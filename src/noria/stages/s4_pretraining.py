@@ -1,0 +1,99 @@
+"""Stage 4, pretraining: shards and a plan become a base model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from noria.artifacts import Numerics, Step, StepContext
+
+STAGE = "s4_pretraining"
+
+
+class Config(BaseModel):
+    """[pretraining]: what the plan does not choose, and what a user may set against it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    learning_rate: float | Literal["auto"] = Field(
+        default="auto", description='peak learning rate, 0 < rate <= 1; "auto" takes the plan\'s'
+    )
+    weight_decay: float = Field(default=0.1, ge=0, le=1)
+    micro_batch_rows: int = Field(default=16, ge=1, description="rows a forward pass")
+    heldout_rows: int = Field(default=32, ge=1, description="held-out rows a source that the final loss is measured on")
+
+
+class Identity(Config):
+    seed: int = 0
+
+
+def base_model(
+    config: Config, plan: Step, shards: Step, tokenizer: Step, seed: int, threads: int, mixture: Step | None = None
+) -> Step:
+    """content: the model folder, history.json (a row a step) and heldout.json (loss and bits per byte by source).
+
+    `mixture` (loop B) replaces the shards' own weights.
+    """
+    return Step(
+        name="base_model",
+        stage=STAGE,
+        kind="model",
+        version=1,
+        config=Identity(**config.model_dump(), seed=seed),
+        inputs={"plan": plan, "shards": shards, "tokenizer": tokenizer} | ({"mixture": mixture} if mixture else {}),
+        run=_run,
+        numerics=Numerics(threads=threads),
+    )
+
+
+def _run(context: StepContext) -> Mapping[str, Any]:
+    from noria.data.shards import TokenStream
+    from noria.data.tokenizer import Tokenizer
+    from noria.model import ModelConfig, Transformer, save_model
+    from noria.stages.training_progress import training_progress
+    from noria.training import LoopConfig
+    from noria.training.heldout import Heldout
+    from noria.training.pretraining import pretrain
+
+    config: Identity = context.config
+    shards, tokenizer_json = context.inputs["shards"].content, context.inputs["tokenizer"].content / "tokenizer.json"
+    plan = json.loads((context.inputs["plan"].content / "plan.json").read_text())
+    weights = json.loads((shards / "shards.json").read_text())["weights"]
+    if "mixture" in context.inputs:
+        weights = json.loads((context.inputs["mixture"].content / "mixture.json").read_text())["weights"]
+    length = plan["sequence_length"]
+    stream = TokenStream(shards, weights, length, plan["batch_tokens"] // length, config.seed)
+    loop = LoopConfig(
+        steps=plan["steps"],
+        learning_rate=plan["learning_rate"] if config.learning_rate == "auto" else config.learning_rate,
+        schedule=plan["schedule"]["name"],
+        warmup_steps=plan["schedule"]["warmup_steps"],
+        decay_share=plan["schedule"]["decay_share"],
+        weight_decay=config.weight_decay,
+        micro_batch_rows=config.micro_batch_rows,
+    )
+    model = Transformer(ModelConfig(**plan["model"]), seed=config.seed)
+    history = pretrain(model, stream, loop, training_progress(context, plan["batch_tokens"], "tokens"))
+    save_model(context.content, model, tokenizer_json)
+    heldout = Heldout.load(shards, weights, length, config.heldout_rows, Tokenizer.bos)
+    losses = heldout.losses(model)
+    measured = {
+        "loss": heldout.mean(losses),
+        "loss_by_source": losses,
+        "bits_per_byte": heldout.bits_per_byte(losses),
+        "tokens_by_source": {name: source.tokens for name, source in heldout.sources.items()},
+        "predicted": plan["predicted_loss"],
+        "epochs": stream.epochs(loop.steps),
+    }
+    (context.content / "heldout.json").write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
+    (context.content / "history.json").write_text(json.dumps(history) + "\n")
+    return {
+        "parameters": model.config.parameters(),
+        "tokens": loop.steps * plan["batch_tokens"],
+        "loss": measured["loss"],
+        "predicted_low": plan["predicted_loss"]["low"],
+        "predicted_high": plan["predicted_loss"]["high"],
+    }

@@ -1,0 +1,211 @@
+"""Stage 5, post-training: the four stages of DeepSeek-R1 (arXiv 2501.12948) as pure steps over artifacts.
+
+tasks -> cold-start SFT -> reasoning RL -> rejection-sampling SFT -> alignment RL
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from noria.artifacts import Numerics, Step, StepContext
+
+STAGE = "s5_posttraining"
+
+
+class Supervised(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(default=2, ge=1, description="passes over the examples")
+    batch_tokens: int = Field(default=4096, ge=256, description="packed tokens an optimiser step")
+    learning_rate: float = Field(default=2e-3, gt=0, le=1)
+
+
+class Reinforced(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(default=40, ge=1, description="optimiser steps; each samples fresh rollouts")
+    prompts: int = Field(default=24, ge=1, description="tasks a step")
+    group: int = Field(default=8, ge=2, description="samples a task")
+    learning_rate: float = Field(default=5e-4, gt=0, le=1)
+    advantage: Literal["mean", "std"] = Field(default="mean", description="see posttraining/grpo.py")
+    reference_kl: float = Field(default=0.0, ge=0, description="weight of the KL to the model before this step")
+
+
+class Config(BaseModel):
+    """[posttraining]"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    demonstrations: int = Field(default=100, ge=1, description="cold-start demonstrations a reasoning family (K)")
+    rl_tasks: int = Field(default=250, ge=1, description="training tasks a family for RL and rejection sampling")
+    max_tokens: int = Field(default=72, ge=8, description="sampled tokens a reply, thinking included")
+    training_grader: Literal["exact", "weak"] = Field(
+        default="weak", description="weak: each domain's named weak twin rewards, the exact grader only watches"
+    )
+    cold_start: Supervised = Supervised()
+    reasoning: Reinforced = Reinforced()
+    rejection_samples: int = Field(default=4, ge=1, description="samples a task; the first that passes is kept")
+    rejection_tasks: int = Field(default=100, ge=1, description="tasks a reasoning family that are sampled")
+    general_demonstrations: int = Field(default=150, ge=1, description="helpful and safety demonstrations, each")
+    rejection: Supervised = Supervised(epochs=1, learning_rate=1e-3)
+    alignment: Reinforced = Reinforced(steps=15)
+
+
+class TasksIdentity(BaseModel):
+    """What the task set depends on."""
+
+    demonstrations: int
+    rl_tasks: int
+    general_demonstrations: int
+    seed: int
+
+
+class ColdStartIdentity(Supervised):
+    max_tokens: int
+    seed: int
+
+
+class ReinforcedIdentity(Reinforced):
+    max_tokens: int
+    training_grader: Literal["exact", "weak"]
+    domains: tuple[str, ...]
+    seed: int
+
+
+class RejectionIdentity(Supervised):
+    max_tokens: int
+    samples: int
+    tasks: int
+    seed: int
+
+
+def tasks(config: Config, seed: int) -> Step:
+    """content: demonstrations.jsonl ({"task", "reply"}), rl.jsonl and general.jsonl, all of the training split."""
+    identity = TasksIdentity(
+        demonstrations=config.demonstrations,
+        rl_tasks=config.rl_tasks,
+        general_demonstrations=config.general_demonstrations,
+        seed=seed,
+    )
+    return Step("posttraining_tasks", STAGE, "tasks", 1, identity, _make_tasks)
+
+
+def cold_start(config: Config, base: Step, tasks: Step, seed: int, threads: int) -> Step:
+    identity = ColdStartIdentity(**config.cold_start.model_dump(), max_tokens=config.max_tokens, seed=seed)
+    return _model_step("cold_start", identity, {"model": base, "tasks": tasks}, _cold_start, threads)
+
+
+def reasoning_rl(config: Config, model: Step, tasks: Step, seed: int, threads: int) -> Step:
+    """GRPO on maths, code and logic; content also has curve.json with the monitors of every step."""
+    return _model_step(
+        "reasoning_rl",
+        _reinforced(config, config.reasoning, ("maths", "code", "logic"), seed),
+        {"model": model, "tasks": tasks},
+        _reinforce,
+        threads,
+    )
+
+
+def rejection_sft(config: Config, model: Step, tasks: Step, seed: int, threads: int) -> Step:
+    """SFT on samples of `model` that pass every filter (content/kept.jsonl), with general demonstrations."""
+    identity = RejectionIdentity(
+        **config.rejection.model_dump(),
+        max_tokens=config.max_tokens,
+        samples=config.rejection_samples,
+        tasks=config.rejection_tasks,
+        seed=seed,
+    )
+    return _model_step("rejection_sft", identity, {"model": model, "tasks": tasks}, _rejection, threads)
+
+
+def alignment_rl(config: Config, model: Step, tasks: Step, seed: int, threads: int) -> Step:
+    """GRPO on all domains: rules on reasoning, helpfulness judged on the answer alone, safety on the whole output."""
+    domains = ("maths", "code", "logic", "helpful", "safety")
+    identity = _reinforced(config, config.alignment, domains, seed + 1)
+    return _model_step("alignment_rl", identity, {"model": model, "tasks": tasks}, _reinforce, threads)
+
+
+def _reinforced(config: Config, settings: Reinforced, domains: tuple[str, ...], seed: int) -> ReinforcedIdentity:
+    return ReinforcedIdentity(
+        **settings.model_dump(),
+        max_tokens=config.max_tokens,
+        training_grader=config.training_grader,
+        domains=domains,
+        seed=seed,
+    )
+
+
+def _model_step(name: str, identity: BaseModel, inputs: dict[str, Step], run: Any, threads: int) -> Step:
+    return Step(name, STAGE, "model", 1, identity, run, inputs, Numerics(threads=threads))
+
+
+def _make_tasks(context: StepContext) -> Mapping[str, Any]:
+    from noria.posttraining.task_set import make_task_set
+
+    return make_task_set(context.content, context.report, **context.config.model_dump())
+
+
+def _cold_start(context: StepContext) -> Mapping[str, Any]:
+    from noria.posttraining import SftConfig, example, fine_tune
+    from noria.posttraining.task_set import read_demonstrations
+    from noria.stages.model_steps import TrainedModel
+
+    config: ColdStartIdentity = context.config
+    trained = TrainedModel(context)
+    demonstrations = read_demonstrations(context.inputs["tasks"].content / "demonstrations.jsonl")
+    examples = [example(trained.tokenizer, task.messages, reply) for task, reply in demonstrations]
+    settings = SftConfig(**config.model_dump(include=set(SftConfig.model_fields)))
+    history = fine_tune(trained.model, examples, settings, trained.tokenizer.pad, config.seed, trained.progress)
+    return trained.publish(history, {"examples": len(examples), "loss": history[-1]["loss_ce"]})
+
+
+def _reinforce(context: StepContext) -> Mapping[str, Any]:
+    from noria.posttraining import GrpoConfig, improve
+    from noria.posttraining.rewards import TrainingGrader
+    from noria.posttraining.task_set import read_tasks
+    from noria.stages.model_steps import TrainedModel, roller
+
+    config: ReinforcedIdentity = context.config
+    trained = TrainedModel(context)
+    tasks = [task for task in read_tasks(context.inputs["tasks"].content / "rl.jsonl") if task.domain in config.domains]
+    grader = TrainingGrader(weak=config.training_grader == "weak")
+    settings = GrpoConfig(**config.model_dump(include=set(GrpoConfig.model_fields)))
+    reference = trained.copy() if config.reference_kl else None
+    history = improve(
+        trained.model,
+        tasks,
+        roller(trained.model, trained.tokenizer, config.max_tokens, settings.temperature),
+        grader.grade,
+        settings,
+        trained.tokenizer.pad,
+        config.seed,
+        trained.progress,
+        monitor=grader.monitor,
+        reference=reference,
+    )
+    last = history[-max(1, len(history) // 5) :]
+    mean_reward = sum(entry["reward"] for entry in last) / len(last)
+    return trained.publish(history, {"reward": mean_reward, "gap": history[-1].get("gap", 0.0)})
+
+
+def _rejection(context: StepContext) -> Mapping[str, Any]:
+    from noria.posttraining import SftConfig, example, fine_tune
+    from noria.posttraining.rejection import sample_and_keep
+    from noria.posttraining.task_set import read_demonstrations, read_tasks, write_demonstrations
+    from noria.stages.model_steps import TrainedModel, roller
+
+    config: RejectionIdentity = context.config
+    trained = TrainedModel(context)
+    folder = context.inputs["tasks"].content
+    candidates = [task for task in read_tasks(folder / "rl.jsonl") if task.domain in ("maths", "code", "logic")]
+    roll = roller(trained.model, trained.tokenizer, config.max_tokens, 1.0)
+    kept, counts = sample_and_keep(candidates, roll, config.samples, config.tasks, config.seed, context.report)
+    general = read_demonstrations(folder / "general.jsonl")
+    write_demonstrations(context.content / "kept.jsonl", kept)
+    examples = [example(trained.tokenizer, task.messages, reply) for task, reply in [*kept, *general]]
+    settings = SftConfig(**config.model_dump(include=set(SftConfig.model_fields)))
+    history = fine_tune(trained.model, examples, settings, trained.tokenizer.pad, config.seed, trained.progress)
+    return trained.publish(history, {**counts, "general": len(general), "loss": history[-1]["loss_ce"]})

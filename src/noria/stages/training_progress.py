@@ -1,0 +1,34 @@
+"""How a training step of any stage keeps its progress and tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from noria.artifacts import StepContext
+from noria.training import Progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SHOWN = ("reward", "loss_ce", "loss_kd", "loss_rl")  # the first of these that a step measures is on its live line
+
+
+def training_progress(
+    context: StepContext, unit_per_step: float = 1.0, unit: str = "steps", part: str = ""
+) -> Progress:
+    """Checkpoints under the step's progress folder (`part` keeps two trainings of one step apart), metrics to the run
+    database, a live line. Fixes the number of threads, which is part of the step's identity."""
+    torch.set_num_threads(context.numerics.threads if context.numerics else 1)
+    folder: Path = context.progress / part if part else context.progress
+
+    def on_step(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        note = next((f"{name.removeprefix('loss_')} {metrics[name]:.3f}" for name in SHOWN if name in metrics), "")
+        context.report((step + 1) * unit_per_step, steps * unit_per_step, unit, note)
+        context.log(step, **metrics)
+        if metrics["skipped"]:
+            context.event("skipped_update", f"step {step}: loss or gradient was not finite", step=step)
+
+    return Progress(folder, on_step=on_step)

@@ -1,0 +1,55 @@
+"""TokenBatch: packed token ids and, for each predicted token, what the algorithms say about it.
+
+B rows, T positions. Every per-token field is indexed by the *target*: entry t speaks of tokens_BT[:, t + 1], which the
+model predicts from position t; so fields have T - 1 columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Algorithms annotate, the loop trains: it reads only the weights and the fields that they switch on.
+
+    `w_ce`, `w_rl`, `w_kl`, `w_kd` weigh cross-entropy, policy gradient, KL to a reference, and distillation.
+    `segment_BT` numbers the documents of a row (None: one document a row, padding at its end).
+    """
+
+    tokens_BT: Tensor
+    w_ce: Tensor
+    segment_BT: Tensor | None = None
+    w_rl: Tensor | None = None
+    w_kl: Tensor | None = None
+    w_kd: Tensor | None = None
+    behaviour_logprob: Tensor | None = None  # as sampled by the engine
+    old_logprob: Tensor | None = None  # the trainer's own, at the start of the step
+    reference_logprob: Tensor | None = None
+    advantage: Tensor | None = None
+    teacher_ids: Tensor | None = None  # (B, T - 1, K) ids drawn from the teacher
+    teacher_weight: Tensor | None = None  # (B, T - 1, K) their weights, summing to 1 where w_kd > 0
+
+    def rows(self, start: int, stop: int) -> TokenBatch:
+        """The rows start..stop of every field."""
+        chosen = {name: value[start:stop] for name, value in vars(self).items() if value is not None}
+        return replace(self, **chosen)
+
+    def split(self, rows: int) -> list[TokenBatch]:
+        """Micro-batches of at most `rows` rows, each trimmed; rows sorted by length make them compact."""
+        return [self.rows(start, start + rows).trimmed() for start in range(0, self.tokens_BT.shape[0], rows)]
+
+    def trimmed(self) -> TokenBatch:
+        """Without the columns after the last weighted target: they change neither loss nor gradient."""
+        weighted = [value for name, value in vars(self).items() if name.startswith("w_") and value is not None]
+        used_T = torch.stack([(value != 0).any(0) for value in weighted]).any(0).nonzero()
+        targets = int(used_T.max()) + 1 if len(used_T) else 1
+        cut = {
+            name: value[:, : targets + 1] if name in ("tokens_BT", "segment_BT") else value[:, :targets]
+            for name, value in vars(self).items()
+            if value is not None
+        }
+        return replace(self, **cut)

@@ -1,0 +1,108 @@
+"""Muon for the hidden matrices, AdamW for everything else, as one optimiser with one learning rate.
+
+m rows, n columns of a weight matrix; C matrices of one shape, stepped together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+# Newton-Schulz coefficients that push singular values into about [0.7, 1.2] in five iterations (Jordan 2024, Muon).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon with the one-rate scaling of Moonlight (arXiv 2502.16982): each orthogonalised update is multiplied by
+    0.2*sqrt(max(m, n)), which gives it AdamW's typical root mean square, so that both parts share rate and decay.
+
+    Decay applies to matrices only: norms and embeddings are not pulled to zero.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        muon: bool = True,
+    ) -> None:
+        hidden, other = partition(model)
+        if not muon:
+            hidden, other = [], hidden + other
+        shared = {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum, "betas": betas}
+        super().__init__(
+            [
+                {"params": group, "kind": kind, **shared}
+                for group, kind in ((hidden, "muon"), (other, "adamw"))
+                if group
+            ],
+            {},
+        )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            (self._muon if group["kind"] == "muon" else self._adamw)(group, trained)
+
+    def _muon(self, group: dict, parameters: list[Tensor]) -> None:
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for parameter in parameters:
+            by_shape[parameter.shape].append(parameter)
+        for shape, matrices in by_shape.items():
+            updates = []
+            for parameter in matrices:
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])
+                assert parameter.grad is not None
+                updates.append(torch.lerp(parameter.grad, state["momentum"], group["momentum"]))  # Nesterov
+            scale = 0.2 * max(shape) ** 0.5
+            for parameter, update in zip(matrices, orthogonalise(torch.stack(updates)), strict=True):
+                parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+
+    def _adamw(self, group: dict, parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
+            state["step"] += 1
+            first_beta, second_beta = group["betas"]
+            state["first"].lerp_(parameter.grad, 1.0 - first_beta)
+            state["second"].mul_(second_beta).addcmul_(parameter.grad, parameter.grad, value=1.0 - second_beta)
+            first = state["first"] / (1.0 - first_beta ** state["step"])
+            second = state["second"] / (1.0 - second_beta ** state["step"])
+            parameter.addcdiv_(first, second.sqrt().add_(1e-8), value=-group["lr"])
+
+
+def orthogonalise(matrices_Cmn: Tensor, iterations: int = 5) -> Tensor:
+    """Approximately U V^T of each matrix's U S V^T, by Newton-Schulz iteration on the shorter side, in fp32."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices_Cmn.shape[1] > matrices_Cmn.shape[2]
+    x = matrices_Cmn.mT if tall else matrices_Cmn
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def partition(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """(hidden matrices, all other parameters); embedding and head count as other (Muon's authors' rule)."""
+    hidden: list[Tensor] = []
+    other: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        is_hidden = parameter.ndim == 2 and not name.startswith(("embedding", "head"))
+        (hidden if is_hidden else other).append(parameter)
+    return hidden, other
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The Euclidean norm over all gradients, as a scalar tensor."""
+    return torch.stack([parameter.grad.norm() for parameter in parameters if parameter.grad is not None]).norm()

@@ -1,0 +1,21 @@
+"""Pretraining as a user of the one loop: the mixture's batches, each token weighted 1, documents kept apart."""
+
+from __future__ import annotations
+
+import torch
+
+from noria.data.shards import TokenStream
+from noria.model import Transformer
+from noria.training.batch import TokenBatch
+from noria.training.loop import Annotated, History, LoopConfig, Progress, train
+
+
+def pretrain(model: Transformer, stream: TokenStream, config: LoopConfig, progress: Progress | None = None) -> History:
+    """Train `model` in place on `stream`, whose batch at a step depends on (seed, step) alone: resume is exact."""
+
+    def annotate(step: int) -> Annotated:
+        tokens_BT, segment_BT = stream.batch(step)
+        every_target = torch.ones(tokens_BT.shape[0], tokens_BT.shape[1] - 1)
+        return Annotated(TokenBatch(torch.from_numpy(tokens_BT), every_target, torch.from_numpy(segment_BT)))
+
+    return train(model, annotate, config, progress)
