@@ -1,0 +1,424 @@
+"""The commands: noria run | plan | why | lineage | forget | eval | chat | serve | report | doctor | gc.
+
+A command loads what it needs when it is called, so that the quick ones stay quick. An error that noria raises itself is
+a message for the user; only a defect gives a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from noria.artifacts import Artifact, Step, Store
+    from noria.recipe import Recipe
+
+OK, FAILED, BAD_USE, NOT_RELEASED, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    help="The whole LLM training chain, from raw text to a deployed model and back.",
+    epilog="Exit codes: 0 done; 1 failed; 2 bad use (recipe, argument); 3 not released (run --require-release); "
+    "130 stopped by Ctrl-C. Example: noria run recipes/nano.toml",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in TOML.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field of the recipe; may be repeated."),
+]
+TurnOption = Annotated[int, typer.Option("--turn", min=1, help="Which turn of the wheel; 2 uses what turn 1 learned.")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", envvar="NORIA_STORE", help="Folder of the artifacts; ./store if not given.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value for scripts.")]
+
+
+@app.command(epilog="Example: noria run recipes/nano.toml --from pretraining --set pretraining.learning_rate=0.01")
+def run(
+    recipe: RecipeArgument,
+    only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Only this stage (or step).")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="From the first step of this stage (or from a step) on."),
+    ] = None,
+    set_: SetOption = None,
+    turn: TurnOption = 1,
+    store: StoreOption = None,
+    strict_code: Annotated[bool, typer.Option("--strict-code", help="Refuse to reuse what other code made.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Set damaged artifacts aside and make them anew.")] = False,
+    require_release: Annotated[
+        bool, typer.Option("--require-release", help="Exit with 3 unless the verdict is to release.")
+    ] = False,
+) -> int:
+    """Make everything in RECIPE that is not made yet; what is there is reused, what is half-done goes on.
+
+    STAGE is a number (4), a name (pretraining) or a step's name (cold_start). A verdict against a release is a result
+    like any other and exits with 0, unless --require-release is given.
+    """
+    from noria.artifacts import Executor, Interrupted
+    from noria.studio.live import LiveRun, duration, total_seconds
+    from noria.studio.lookup import run_name, select
+
+    _stop_on_terminate()
+    loaded, opened = _load(recipe, set_), _open(store)
+    steps = select(_build(loaded, turn, opened), only, from_)
+    console = _console()
+    live = LiveRun(steps, console)
+    executor = Executor(
+        opened, run_name(loaded, turn), strict_code=strict_code, repair=repair, on_progress=live.observe
+    )
+    try:
+        with live:
+            made = executor.run(steps, loaded.model_dump(mode="json"))
+    except Interrupted as stop:
+        console.print(live.table({}))
+        raise Interrupted(stop.step_name) from None
+    changed = [progress for progress in live.progress.values() if progress.status == "made"]
+    promoted = _promote(opened, made)
+    if changed:
+        console.print(live.table(made))
+        console.print(
+            f"\n{len(changed)} of {len(steps)} steps made in {duration(total_seconds(changed))}", style="bold"
+        )
+    else:
+        console.print(f"nothing to do: all {len(steps)} steps of {run_name(loaded, turn)} are made")
+    decision = made["verdict"].metrics.get("decision") if "verdict" in made else None
+    if decision:
+        console.print(f"verdict: {decision}" + (f"; release/prod moved to {made['release'].key}" if promoted else ""))
+    return NOT_RELEASED if require_release and decision != "release" else OK
+
+
+@app.command(epilog="Example: noria plan recipes/nano.toml --set pretraining.learning_rate=0.01")
+def plan(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    turn: TurnOption = 1,
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> int:
+    """Show what `run` would do, and for each step which field changed since last time. Changes nothing."""
+    from noria.artifacts import Executor
+    from noria.studio import show
+    from noria.studio.lookup import run_name
+
+    loaded, opened = _load(recipe, set_), _open(store)
+    planned = Executor(opened, run_name(loaded, turn)).plan(_build(loaded, turn, opened))
+    if json_:
+        return _print_json(show.plan_json(planned))
+    show.plan(_console(), planned, run_name(loaded, turn))
+    return OK
+
+
+@app.command(epilog="Example: noria why release/prod")
+def why(
+    reference: Annotated[str, typer.Argument(metavar="KEY", help="A key (or its start), an alias, or a step's name.")],
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> int:
+    """Tell how and why an artifact was made: configuration, inputs, numbers, the runs that used it."""
+    from noria.artifacts import why as explain
+    from noria.studio import show
+
+    opened = _open(store)
+    found = explain(opened, opened.resolve(reference))
+    if json_:
+        return _print_json(show.why_json(found))
+    show.why(_console(), found)
+    return OK
+
+
+@app.command(epilog="Examples: noria lineage release/prod --upstream    noria lineage stdlib --downstream")
+def lineage(
+    reference: Annotated[
+        str, typer.Argument(metavar="KEY|SOURCE", help="A key, alias or step; with --downstream also a source.")
+    ],
+    upstream: Annotated[bool, typer.Option("--upstream", help="Where it came from (the default).")] = False,
+    downstream: Annotated[bool, typer.Option("--downstream", help="All that it reached, releases too.")] = False,
+    user: Annotated[bool, typer.Option("--user", help="With --downstream: the name is a user of the traffic.")] = False,
+    document: Annotated[str, typer.Option("--document", help="With --upstream: quote this document id.")] = "",
+    records: Annotated[int, typer.Option("--records", min=0, help="With --upstream: quote so many records.")] = 5,
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> int:
+    """Follow an artifact down to the records in raw files, or a source up to every release that saw it."""
+    from noria.artifacts import StoreError
+    from noria.artifacts import lineage as graph
+    from noria.studio import show
+    from noria.studio.lookup import dependents, is_artifact
+
+    if upstream and downstream:
+        raise click.UsageError("give either --upstream or --downstream")
+    opened = _open(store)
+    if not downstream:
+        key = opened.resolve(reference)
+        found = graph.upstream(opened, key)
+        files = graph.raw_records(opened, key)
+        quoted = graph.origins(opened, key, document=document, limit=records) if records else []
+        if document and not quoted:
+            raise StoreError(f"no document {document!r} is among what {reference} was made from")
+        if json_:
+            return _print_json({"artifacts": found, "raw_files": files, "records": quoted})
+        show.upstream(_console(), found, files, quoted)
+        return OK
+    try:
+        reached = graph.downstream(opened, reference, "user" if user else "source")
+    except StoreError:
+        if user or not is_artifact(opened, reference):
+            raise
+        later = dependents(opened, opened.resolve(reference))
+        if json_:
+            return _print_json({"artifacts": later})
+        show.manifests(_console(), later)
+        return OK
+    if json_:
+        return _print_json(reached)
+    show.reached(_console(), reference, reached)
+    return OK
+
+
+@app.command(epilog="Example: noria forget source chatterbot-corpus --reason 'licence withdrawn'")
+def forget(
+    what: Annotated[str, typer.Argument(metavar="source|user", click_type=click.Choice(["source", "user"]))],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The source or the user.")],
+    reason: Annotated[str, typer.Option("--reason", help="Kept with the marks.")] = "",
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> int:
+    """List and mark all that a source or user reached. Deletes nothing: it stays marked until made anew without it."""
+    from noria.artifacts import lineage as graph
+    from noria.studio import show
+
+    reached = graph.forget(_open(store), "source" if what == "source" else "user", name, reason)
+    if json_:
+        return _print_json(reached)
+    show.reached(_console(), name, reached)
+    _console().print("All of them are marked. Take it out of the recipe, run it again, then `noria gc` frees the rest.")
+    return OK
+
+
+@app.command(name="eval", epilog="Example: noria eval release/prod my_tasks.jsonl")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a key, an alias or a step's name.")],
+    tasks: Annotated[
+        Path | None, typer.Argument(metavar="TASKS", help="Tasks in JSON Lines; the built-in families if left out.")
+    ] = None,
+    per_domain: Annotated[int, typer.Option(min=1, help="Without TASKS: held-out tasks a domain.")] = 100,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens a reply.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the tasks and of the sampling.")] = 2000,
+    out: Annotated[Path | None, typer.Option(help="Write an item a line, with its answer and grade, here.")] = None,
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> int:
+    """Let a model answer tasks and grade the answers; every number has n and a 95% interval."""
+    import time
+
+    from noria.studio import show
+    from noria.studio.evaluate import Asked, evaluate_folder
+    from noria.studio.lookup import model_folder
+
+    folder = model_folder(model, _open(store))
+    started = time.monotonic()
+    summary = evaluate_folder(folder, Asked(tasks, per_domain, max_tokens, temperature, seed), out)
+    if json_:
+        return _print_json(summary)
+    show.evaluation(_console(), summary, time.monotonic() - started)
+    return OK
+
+
+@app.command(epilog="Example: noria chat release/prod")
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a key or an alias.")] = "release/prod",
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    store: StoreOption = None,
+) -> int:
+    """Talk to a model in the terminal. Nothing is logged."""
+    from noria.studio.lookup import model_folder
+
+    folder = model_folder(model, _open(store))
+    from noria.deployment.gateway import chat_terminal
+
+    chat_terminal(folder, seed)
+    return OK
+
+
+@app.command(epilog="Example: noria serve release/prod --port 8000")
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a key or an alias.")] = "release/prod",
+    host: Annotated[str, typer.Option(help="Address to listen at; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="A further name the server answers to; may be repeated.")
+    ] = None,
+    traffic: Annotated[Path | None, typer.Option(help="The traffic log; <store>/traffic.sqlite if not given.")] = None,
+    store: StoreOption = None,
+) -> int:
+    """Serve a model with the OpenAI API and a chat page, and log what is consented to."""
+    from noria.studio.lookup import model_folder
+
+    opened = _open(store)
+    folder = model_folder(model, opened)
+    log = traffic or opened.root / "traffic.sqlite"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    from noria import studio
+    from noria.deployment.gateway import serve as start
+
+    def ready(address: str) -> None:
+        typer.echo(f"{model} at {address} (chat page) and {address}/v1 (OpenAI API); traffic in {log}; Ctrl-C stops")
+
+    page = Path(studio.__file__).parent / "chat"
+    start(folder, host, port, log, model, page, tuple(allow_host or ()), on_ready=ready)
+    return OK
+
+
+@app.command(epilog="Example: noria report --out report.html")
+def report(
+    name: Annotated[str | None, typer.Argument(metavar="RUN", help="A run's name; the latest if left out.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> int:
+    """Write what every stage did as one HTML file that works offline."""
+    from noria.studio import report as pages
+
+    opened = _open(store)
+    if json_:
+        return _print_json(pages.data(opened, name))
+    pages.write(opened, name, out)
+    typer.echo(f"{out} written; open it in a browser")
+    return OK
+
+
+@app.command(epilog="Example: noria doctor --json")
+def doctor(store: StoreOption = None, json_: JsonOption = False) -> int:
+    """Say what this machine can and can't do. Exits with 1 where a run of all stages would fail."""
+    from noria.studio import show
+    from noria.studio.doctor import examine
+
+    facts = examine(_open(store).root)
+    if json_:
+        _print_json(facts)
+    else:
+        show.facts(_console(), facts)
+    return FAILED if any(fact.status == "bad" for fact in facts) else OK
+
+
+@app.command(epilog="Example: noria gc --apply")
+def gc(
+    apply: Annotated[bool, typer.Option("--apply", help="Delete it; without, it is only shown.")] = False,
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> int:
+    """Show, and with --apply free, what no alias, no last run and no outside origin needs."""
+    from noria.artifacts.gc import collect
+    from noria.studio import show
+
+    found = collect(_open(store), apply=apply)
+    if json_:
+        return _print_json(found)
+    show.garbage(_console(), found, apply)
+    return OK
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script. Exits; see the exit codes in --help."""
+    sys.exit(status_of(arguments))
+
+
+def status_of(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and turn what it raises into a message and an exit code."""
+    try:
+        result = app(args=None if arguments is None else list(arguments), prog_name="noria", standalone_mode=False)
+        return result if isinstance(result, int) else OK
+    except click.ClickException as error:
+        error.show()
+        return BAD_USE
+    except (click.Abort, KeyboardInterrupt):
+        typer.echo("\nstopped", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe, e.g. head, has seen enough
+        sys.stderr.close()
+        return FAILED
+    except Exception as error:
+        # Errors that this package defines are written for the user; anything else is a defect, and its trace is wanted.
+        if type(error).__module__.partition(".")[0] != "noria":
+            raise
+        typer.echo(f"noria: {error}", err=True)
+        return _code_of(error)
+
+
+def _code_of(error: Exception) -> int:
+    from noria.artifacts import Interrupted
+    from noria.recipe_errors import RecipeError
+
+    if isinstance(error, Interrupted):
+        return INTERRUPTED
+    return BAD_USE if isinstance(error, RecipeError | click.UsageError) else FAILED
+
+
+def _load(path: Path, overrides: list[str] | None) -> Recipe:
+    from noria.recipe import load
+
+    return load(path, overrides or [])
+
+
+def _open(root: Path | None) -> Store:
+    from noria.artifacts import Store
+
+    return Store(root)
+
+
+def _build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
+    from noria.assembly import build
+
+    return build(recipe, turn, store)
+
+
+def _promote(store: Store, made: dict[str, Artifact]) -> bool:
+    """Carry out a verdict of this run, once; a rerun or a rollback is left alone."""
+    if "verdict" not in made or "release" not in made:
+        return False
+    from noria.stages.s9_deployment import promote
+
+    return promote(store, made["verdict"], made["release"])
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _print_json(value: Any) -> int:
+    typer.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=1))
+    return OK
+
+
+def _plain(value: Any) -> Any:
+    """Frozen values as JSON objects, everything else by its name."""
+    from dataclasses import asdict, is_dataclass
+
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def _stop_on_terminate() -> None:
+    """A polite kill (SIGTERM) stops a run as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)

@@ -1,0 +1,89 @@
+"""What a user means: a stage or step of a run, a model by folder, key or alias, what depends on an artifact."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from noria.artifacts import Manifest, Step, Store, StoreError
+from noria.artifacts.lineage import closure
+from noria.recipe import Recipe
+
+
+class NotFound(ValueError):
+    """A name that means nothing here; the message lists what there is."""
+
+
+def run_name(recipe: Recipe, turn: int) -> str:
+    """The name under which the store remembers a run: the recipe's, with the turn from the second on."""
+    return recipe.run.name if turn == 1 else f"{recipe.run.name}.turn{turn}"
+
+
+def select(steps: Sequence[Step], only: str | None, start: str | None) -> list[Step]:
+    """The steps of `only`, of those from `start` on; each a stage (4, s4, pretraining, s4_pretraining) or a step.
+
+    "From" goes by the order of the run: it keeps what follows the first step of that stage.
+    """
+    chosen = list(steps)
+    if start is not None:
+        first = min(index for index, step in enumerate(steps) if step in _named(steps, start))
+        chosen = chosen[first:]
+    if only is not None:
+        wanted = _named(steps, only)
+        chosen = [step for step in chosen if step in wanted]
+        if not chosen:
+            raise NotFound(f"--only {only} and --from {start} leave no step")
+    return chosen
+
+
+def _named(steps: Sequence[Step], name: str) -> list[Step]:
+    found = [step for step in steps if name in (step.name, *_spellings(step.stage))]
+    if not found:
+        stages = list(dict.fromkeys(step.stage.partition("_")[2] or step.stage for step in steps))
+        names = [*sorted(stages), *(step.name for step in steps)]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise NotFound(f"no stage or step is named {name!r}.{hint} Stages: {', '.join(stages)}")
+    return found
+
+
+def _spellings(stage: str) -> tuple[str, ...]:
+    """s4_pretraining may be written 4, s4, pretraining or s4_pretraining."""
+    head, _, name = stage.partition("_")
+    return stage, head, head.removeprefix("s"), name
+
+
+def model_folder(reference: str, store: Store) -> Path:
+    """The folder of a model: `reference` itself if it is one, else the content of the artifact that it names."""
+    if Path(reference).is_dir():
+        folder = Path(reference)
+    elif is_artifact(store, reference) or not Path(reference).exists():
+        key = store.resolve(reference)
+        found = store.get(key)
+        if found is None:
+            raise StoreError(f"{reference} points to {key}, which is not in {store.root}: run its recipe again")
+        folder = found.content
+    else:
+        folder = Path(reference)
+    if not (folder / "config.json").is_file():
+        raise NotFound(f"{reference} is no model: {folder} has no config.json")
+    return folder
+
+
+def is_artifact(store: Store, reference: str) -> bool:
+    """Whether a key, alias or step's name in the store is meant."""
+    try:
+        store.resolve(reference)
+    except StoreError:
+        return False
+    return True
+
+
+def dependents(store: Store, key: str) -> list[Manifest]:
+    """All that was made from `key`, directly or not, oldest first."""
+    graph, problems = store.manifests()
+    if problems:
+        raise StoreError(f"lineage needs every manifest, and {len(problems)} can't be read: {problems[0]}")
+    later = [manifest for manifest in graph.values() if manifest.key != key and key in closure(graph, {manifest.key})]
+    return sorted(later, key=lambda manifest: manifest.created)

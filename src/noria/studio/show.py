@@ -1,0 +1,193 @@
+"""Plans, provenance and garbage as tables for people; each has a twin that is plain JSON for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from noria.studio.live import duration, number, stage_title
+
+if TYPE_CHECKING:
+    from noria.artifacts import Manifest, Plan
+    from noria.artifacts.gc import Garbage
+    from noria.artifacts.lineage import Ancestor, OriginRow, RawRecords, Reached
+    from noria.artifacts.plan import Why
+    from noria.studio.doctor import Fact
+
+ACTION_STYLES = {"run": "bold yellow", "resume": "bold cyan", "reuse": "dim"}
+FACT_STYLES = {"ok": "green", "missing": "yellow", "bad": "bold red"}
+
+
+def plan(console: Console, planned: Plan, run_name: str) -> None:
+    table = _table("stage", "step", "would", "why", "key")
+    for step in planned.steps:
+        reason = step.reason + "".join(f"; to forget: {mark.what} {mark.name}" for mark in step.marks)
+        style = ACTION_STYLES[step.action]
+        table.add_row(stage_title(step.stage), step.name, Text(step.action, style), Text(reason), step.key[:8])
+    console.print(table)
+    for problem in planned.problems:
+        console.print(Text(str(problem), "red"))
+    total, left = len(planned.steps), len(planned.to_run)
+    console.print(
+        f"\n{run_name}: " + (f"{left} of {total} steps would run" if left else f"nothing to do, {total} steps")
+    )
+
+
+def plan_json(planned: Plan) -> dict[str, Any]:
+    steps = [
+        {
+            **{name: getattr(step, name) for name in ("name", "stage", "key", "action", "reason", "code_changed")},
+            "changes": [
+                {"field": change.path, "old": _plain(change.old), "new": _plain(change.new)} for change in step.changes
+            ],
+            "marks": [asdict(mark) for mark in step.marks],
+        }
+        for step in planned.steps
+    ]
+    return {"steps": steps, "problems": [str(problem) for problem in planned.problems]}
+
+
+def why(console: Console, found: Why) -> None:
+    manifest = found.manifest
+    console.print(Text.assemble((manifest.step, "bold"), f"  {manifest.kind}  {manifest.key}"))
+    rows = _table("", "")
+    rows.show_header = False
+    rows.add_row("made", f"{manifest.created} by {stage_title(manifest.stage) or 'an import from outside'}")
+    rows.add_row("code", manifest.code or "none: it came from outside")
+    rows.add_row("environment", ", ".join(f"{name} {value}" for name, value in manifest.environment.items()))
+    rows.add_row("content", f"{len(manifest.files)} files, {number(manifest.size)}B")
+    for name, value in sorted(_flat(manifest.config)):
+        rows.add_row(f"config.{name}", str(value))
+    for name, value in (manifest.numerics or {}).items():
+        rows.add_row(f"numerics.{name}", str(value))
+    for role, key, step in found.inputs:
+        rows.add_row(f"input {role}", f"{step}  {key}")
+    for name, value in sorted(_flat(manifest.metrics)):
+        rows.add_row(f"metric {name}", str(value))
+    for row in found.history:
+        rows.add_row(f"run {row['run']}", f"{row['run_name']}: {row['status']} ({row['reason']})")
+    for move in found.aliases:
+        rows.add_row("alias", f"{move.name} since {move.time}: {move.reason}")
+    for mark in found.marks:
+        rows.add_row("to forget", f"{mark.what} {mark.name}, asked {mark.time}: {mark.reason}")
+    console.print(rows)
+
+
+def why_json(found: Why) -> dict[str, Any]:
+    return {
+        "manifest": asdict(found.manifest),
+        "inputs": [dict(zip(("role", "key", "step"), row, strict=True)) for row in found.inputs],
+        "history": list(found.history),
+        "aliases": [asdict(move) for move in found.aliases],
+        "marks": [asdict(mark) for mark in found.marks],
+    }
+
+
+def upstream(
+    console: Console, ancestors: Sequence[Ancestor], records: Sequence[RawRecords], origins: Sequence[OriginRow]
+) -> None:
+    for node in ancestors:
+        manifest = node.manifest
+        role = f"{node.role}: " if node.role else ""
+        outside = "  (from outside)" if manifest.outside else ""
+        head = Text.assemble("  " * node.depth, (role, "dim"), (manifest.step, "bold"), f"  {manifest.kind}  ")
+        console.print(head.append(f"{manifest.key}{outside}", "dim"), soft_wrap=True)
+    if records:
+        console.print("\n[bold]raw files[/bold] that its documents come from")
+        table = _table("artifact", "source", "file", "documents", "offsets")
+        for row in records:
+            offsets = f"{row.first_offset} to {row.last_offset}"
+            table.add_row(row.artifact[:8], row.source, Text(row.file), str(row.documents), offsets)
+        console.print(table)
+    if origins:
+        console.print("\n[bold]records[/bold]")
+        table = _table("document", "source", "licence", "file", "offset", "bytes")
+        for origin in origins:
+            place = (Text(origin.file), str(origin.offset), str(origin.length))
+            table.add_row(origin.document[:12], origin.source, origin.licence, *place)
+        console.print(table)
+
+
+def reached(console: Console, name: str, found: Reached) -> None:
+    console.print(f"{name} reached {len(found.artifacts)} artifacts, nearest first:")
+    manifests(console, found.artifacts)
+    if not found.releases:
+        console.print("No release saw it.")
+    for move in found.releases:
+        console.print(
+            Text.assemble((move.name, "bold"), f"  {move.key}  since {move.time}: {move.reason}"), soft_wrap=True
+        )
+
+
+def manifests(console: Console, found: Sequence[Manifest]) -> None:
+    table = _table("step", "kind", "key", "made")
+    for manifest in found:
+        table.add_row(manifest.step, manifest.kind, manifest.key, manifest.created)
+    console.print(table)
+
+
+def garbage(console: Console, found: Sequence[Garbage], freed: bool) -> None:
+    table = _table("what", "name", "", "bytes")
+    for item in found:
+        table.add_row(item.what, item.name[:32], item.label, number(item.bytes))
+    if found:
+        console.print(table)
+    total = number(sum(item.bytes for item in found))
+    if not found:
+        console.print(
+            "Nothing can go: everything is needed by an alias, by the last run of a recipe, or came from outside."
+        )
+    elif freed:
+        console.print(f"Freed {total}B.")
+    else:
+        console.print(f"{total}B can go; nothing was deleted. `noria gc --apply` deletes it.")
+
+
+def facts(console: Console, found: Sequence[Fact]) -> None:
+    table = _table("", "", "")
+    table.show_header = False
+    for fact in found:
+        value = Text(fact.value)
+        if fact.advice:
+            value.append(f"\n{fact.advice}", "yellow")
+        table.add_row(Text(fact.status, FACT_STYLES[fact.status]), fact.name, value)
+    console.print(table)
+
+
+def evaluation(console: Console, summary: Mapping[str, Any], seconds: float) -> None:
+    for title in ("domains", "families"):
+        table = _table(title[:-1].replace("ie", "y"), "right", "95% interval", "n", "not graded", "tokens a reply")
+        for name, row in summary[title].items():
+            if not row["n"]:
+                table.add_row(name, "", "", "0", str(row["failed"]), "")
+                continue
+            interval = f"{row['low']:.1%} to {row['high']:.1%}"
+            table.add_row(
+                name, f"{row['accuracy']:.1%}", interval, str(row["n"]), str(row["failed"]), f"{row['tokens']:.1f}"
+            )
+        console.print(table)
+        console.print()
+    console.print(f"took {duration(seconds)}", style="dim")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        return [pair for key, item in value.items() for pair in _flat(item, f"{name}.{key}" if name else str(key))]
+    return [(name, value)] if name else []
+
+
+def _plain(value: Any) -> Any:
+    """None for a field that is absent on one side."""
+    return value if isinstance(value, str | int | float | bool | list | dict | None) else None
