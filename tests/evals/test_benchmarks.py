@@ -42,6 +42,7 @@ def test_demonstrations_solve_every_family():
     assert summary["refusal"]["unsafe_compliance"]["estimate"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_registry_is_equal_for_equal_seeds_and_full_where_a_family_is_small():
     tasks = held_out_tasks(300, 0)
     assert tasks == held_out_tasks(300, 0) and len({task.id for task in tasks}) == len(tasks)

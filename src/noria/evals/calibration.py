@@ -5,8 +5,8 @@ with its own idea of what is right. They are adversarial: unusual formats of rig
 guesses, the right answer only in the thinking, instructions to the grader, programs that exit early or override
 equality.
 
-An error found here gets fixed, so afterwards these rates are those of a regression test: optimistic about tricks that
-nobody has thought of yet.
+A wrong acceptance found here gets fixed, so afterwards these rates are those of a regression test: optimistic about
+tricks that nobody has thought of yet. Two forms of right answers that the maths grader misses stay in on purpose.
 """
 
 from __future__ import annotations
@@ -108,11 +108,16 @@ MATHS_GOOD: tuple[tuple[str, Write], ...] = (
     ("quoted", lambda a, b, right, wrong: f'"{right}"'),
     ("therefore", lambda a, b, right, wrong: f"Therefore, the answer is: {right}"),
     ("scientific", lambda a, b, right, wrong: f"{right}e0"),
+    ("contraction", lambda a, b, right, wrong: f"It's {right}."),
+    ("reason behind it", lambda a, b, right, wrong: f"The answer is {right}, because {a}+{b}={right}."),
+    ("sentence around the number", lambda a, b, right, wrong: f"You have {right} apples left."),
+    ("comes to", lambda a, b, right, wrong: f"The total comes to {right}."),
 )
 MATHS_BAD: tuple[tuple[str, Write], ...] = (
     ("wrong", lambda a, b, right, wrong: f"{wrong}"),
     ("near miss", lambda a, b, right, wrong: f"The answer is {right + 1}."),
     ("wrong sign", lambda a, b, right, wrong: f"-{right}"),
+    ("wrong sign, spaced", lambda a, b, right, wrong: f"- {right}"),
     ("digits glued", lambda a, b, right, wrong: f"{right}{right}"),
     ("one digit more", lambda a, b, right, wrong: f"{right}0"),
     ("decimal", lambda a, b, right, wrong: f"{right}.5"),
@@ -138,6 +143,13 @@ MATHS_BAD: tuple[tuple[str, Write], ...] = (
     ("corrects itself wrongly", lambda a, b, right, wrong: f"The answer is {right}, no wait, {wrong}"),
     ("about", lambda a, b, right, wrong: f"about {right}"),
     ("in words of another number", lambda a, b, right, wrong: f"one more than {right}"),
+    ("guesses line by line", lambda a, b, right, wrong: f"{wrong}\n{right}"),
+    ("enumerated guesses", lambda a, b, right, wrong: f"1. {wrong}\n2. {right}"),
+    ("less one", lambda a, b, right, wrong: f"{right} less one"),
+    ("off by one", lambda a, b, right, wrong: f"{right} off by one"),
+    ("tens", lambda a, b, right, wrong: f"{right} tens"),
+    ("pairs", lambda a, b, right, wrong: f"{right} pairs"),
+    ("denied before", lambda a, b, right, wrong: f"It is false that it is {right}."),
     ("factorial", lambda a, b, right, wrong: f"{right}!"),
     ("empty", lambda a, b, right, wrong: ""),
 )

@@ -22,17 +22,23 @@ _HEDGE = re.compile(
 # A word after the number that changes its value is not a unit.
 _SCALE = re.compile(
     r"\b(?:hundreds?|thousands?|millions?|billions?|trillions?|dozens?|half|halves|thirds?|quarters?|tenths?|hundredths?"
-    r"|percent|pct|squared|cubed|factorial|times|plus|minus|point|degrees?|k|m|bn|i|e|pi|x)\b|[%‰!^°√²³]",
+    r"|tens|ones|pairs?|scores?|gross|less|more|off|short|over|under|each|twice|one|two|three|percent|pct|squared|cubed|factorial|times|plus|minus|point|degrees?|k|m|bn|i|e|pi|x)\b|[%‰!^°√²³]",
     re.IGNORECASE,
 )
+# A sentence that denies what follows ("it is false that it is 42") states nothing.
+_DENIAL = re.compile(r"\b(?:not|no|never|false|wrong|incorrect|anything\s+but|unlike)\b|n't\b", re.IGNORECASE)
+_REASON = re.compile(r"[,;]?\s+(?:because|since)\b.*", re.IGNORECASE)
+_BULLET = re.compile(r"^\s*(?:\d+[.)]|[*•])\s+(?=\S)")  # not "-": "- 42" may be negative
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _LITERAL = re.compile(
     r"(?P<sign>[+-]?)\s*(?P<whole>\d{1,3}(?:,\d{3})+|\d+)?(?:\.(?P<decimals>\d+))?(?:[eE](?P<exponent>[+-]?\d{1,2}))?"
     r"(?:\s*/\s*(?P<denominator>\d+))?"
 )
 _FRACTION = re.compile(r"(?P<sign>[+-]?)\s*\\[dt]?frac\s*\{(?P<above>[+-]?\d+)\}\s*\{(?P<below>[+-]?\d+)\}")
-_UNIT = re.compile(r"[a-zA-Z][a-zA-Z .]{0,39}")
-_LEAD = re.compile(r"^(?:(?:so|thus|therefore|hence|it|that|the|we|i|get|got|have|total|sum|of|equal)\b[\s,:]*)+", re.I)
+_UNIT = re.compile(r"[a-zA-Z]+(?: [a-zA-Z]+)?\.?")
+_LEAD = re.compile(
+    r"^(?:(?:so|thus|therefore|hence|it's|that's|it|that|the|we|i|get|got|have|total|sum|of|equal)\b[\s,:]*)+", re.I
+)
 
 
 def commitment(text: str) -> str | None:
@@ -49,7 +55,10 @@ def commitment(text: str) -> str | None:
         stated = [first_statement(text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
         return stated[0] if len({_squeeze(one) for one in stated}) == 1 else None
     lines = [line for line in text.splitlines() if line.strip()]
-    return first_statement(_after_last_link(lines[-1])) if lines else None
+    listed = {number(first_statement(_BULLET.sub("", line))) for line in lines} - {None}
+    if not lines or len(listed) > 1:  # one bare number a line is a list of guesses
+        return None
+    return first_statement(_after_last_link(_BULLET.sub("", lines[-1])))
 
 
 def boxes(text: str) -> list[str]:
@@ -68,7 +77,7 @@ def boxes(text: str) -> list[str]:
 def first_statement(text: str) -> str:
     """`text` up to its first line break, without quotes, full stop, emphasis and LaTeX delimiters around it."""
     lines = text.strip().splitlines()
-    line = re.sub(r"\\[()\[\]]|\$|\*\*|`", " ", lines[0] if lines else "")
+    line = _REASON.sub("", re.sub(r"\\[()\[\]]|\$|\*\*|`", " ", lines[0] if lines else ""))
     return line.strip().strip("\"'“”‘’ ").rstrip(".;, ").strip("\"'“”‘’* ")
 
 
@@ -124,6 +133,8 @@ def _after_last_link(line: str) -> str:
     line = re.sub(r"[.]\s*$", "", line.strip())
     sentence = re.split(r"(?<=[a-zA-Z\d])[.!]\s+", line)[-1]
     links = list(_LINK.finditer(sentence))
+    if links and _DENIAL.search(sentence[: links[-1].end()]):
+        return ""
     return sentence[links[-1].end() :] if links else sentence
 
 
