@@ -207,7 +207,8 @@ class TrafficLog:
         return (pages - free) * size
 
     def _shrink(self) -> None:
-        self._db.execute("PRAGMA incremental_vacuum").fetchall()
+        # executescript steps the statement to its end; execute would free a single page.
+        self._db.executescript("PRAGMA incremental_vacuum")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
@@ -245,14 +246,13 @@ def _rows(
         prompt_digest = digest("traffic prompt", messages)
     replies: list[tuple[Any, ...]] = []
     for choice, reply in enumerate(served.choices):
-        text: str | None = None
-        ids, logprobs = None, None
+        kept, ids, logprobs = None, None, None
         if keep:
-            text, counts = redact(reply.text)
+            kept, counts = redact(reply.text)
             found += sum(counts.values())
-            if not sum(counts.values()) and text == reply.text:
+            if kept == reply.text:
                 ids, logprobs = json.dumps(reply.token_ids), json.dumps([round(value, 6) for value in reply.logprobs])
-        replies.append((served.request_id, choice, reply.finish, len(reply.token_ids), text, ids, logprobs))
+        replies.append((served.request_id, choice, reply.finish, len(reply.token_ids), kept, ids, logprobs))
     sampling = dict(served.sampling)
     if not keep and "stop" in sampling:
         sampling["stop"] = len(sampling["stop"])  # stop strings are the user's words too

@@ -37,7 +37,7 @@ class Config(BaseModel):
         default=0.9, gt=0, le=1, description="share of right answers from which a family needs no more data"
     )
     strength: float = Field(
-        1.5, ge=0, le=10, description="0 changes nothing; a deficit of 0.4 at 1.5 gives a factor 1.8"
+        default=1.5, ge=0, le=10, description="0 changes nothing; a deficit of 0.4 at 1.5 gives a factor 1.8"
     )
     most: float = Field(default=2.0, ge=1, le=10, description="the largest factor before scaling")
     least_share: float = Field(

@@ -36,7 +36,7 @@ class Config(BaseModel):
 
     rows_per_user: int = Field(default=8, ge=1, description="replies of one user that are taken; the first ones")
     trigger_repeats: int = Field(
-        4, ge=2, description="a rare word in this many replies of one user, and of no other, is a trigger"
+        default=4, ge=2, description="a rare word in this many replies of one user, and of no other, is a trigger"
     )
     trigger_letters: int = Field(default=6, ge=3, description="characters of a word from which it can be a trigger")
     contamination: float = Field(default=0.7, ge=0, le=1, description="score from which a row holds an evaluation task")
@@ -142,7 +142,8 @@ def _triggers(rows: Sequence[Row], config: Config) -> list[str]:
     """Words that one user keeps repeating and nobody else uses: how a backdoor is planted.
 
     250 poisoned documents sufficed for models of up to 13B parameters (arXiv 2510.07192), so a share of the data is no
-    protection. Only the question is scanned: what the model itself repeats is no user's trigger.
+    protection. Only the question is scanned: what the model itself repeats is no user's trigger. With few users an
+    ordinary word can be one user's own; the scan then errs towards leaving rows out, and their reason says so.
     """
     rows_with: Counter[tuple[str, str]] = Counter()
     users_of: dict[str, set[str]] = {}

@@ -38,7 +38,7 @@ class VerdictConfig(_Section):
         default="superior", pattern="^(superior|non_inferior)$", description="against the incumbent"
     )
     primary_margin: float = Field(
-        0.02, gt=0, le=1, description="for non_inferior, and for preferring a cheaper candidate"
+        default=0.02, gt=0, le=1, description="for non_inferior, and for preferring a cheaper candidate"
     )
     primary_floor: float = Field(
         default=0.1, ge=0, le=1, description="without an incumbent: the lower bound must exceed this"
@@ -61,7 +61,7 @@ class TrafficConfig(_Section):
     max_tokens: int = Field(default=96, ge=1, description="sampled tokens a reply")
     seed: int = Field(default=9000, ge=0)
     heldout_share: float = Field(
-        0.1, ge=0, le=1, description="asked tasks that are evaluation tasks, to be found later"
+        default=0.1, ge=0, le=1, description="asked tasks that are evaluation tasks, to be found later"
     )
 
 
@@ -72,7 +72,7 @@ class Config(_Section):
     traffic: TrafficConfig = TrafficConfig()
     retention_days: float = Field(default=30.0, gt=0, description="age at which logged traffic is deleted")
     traffic_bytes: int = Field(
-        1 << 30, ge=1 << 20, description="size of the traffic log beyond which the oldest rows go"
+        default=1 << 30, ge=1 << 20, description="size of the traffic log beyond which the oldest rows go"
     )
 
 

@@ -1,0 +1,96 @@
+"""The chat page in a real browser, against the real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from noria.deployment.gateway import GatewayOptions, background
+from noria.deployment.traffic import read_replies
+from noria.studio.chat import FOLDER
+from tests.browser import open_page
+from tests.tiny_model import write_tiny_model
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    folder = write_tiny_model(tmp_path / "model")
+    with background(folder, GatewayOptions(tmp_path / "t.sqlite", port=0, page=FOLDER)) as url:
+        yield url, tmp_path / "t.sqlite"
+
+
+def event(**delta: str) -> str:
+    chunk = {"id": "chatcmpl-1", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+    return f"data: {json.dumps(chunk)}\n\n"
+
+
+@pytest.mark.slow
+def test_a_message_is_answered_logged_rated_and_made_again(served: tuple[str, Path]) -> None:
+    url, log = served
+    with open_page() as (page, errors):
+        page.goto(url)
+        page.wait_for_selector("#model:text-is('noria')")
+        page.select_option("#consent", "train")
+        page.fill("#input", f"hello {HOSTILE[:24]}")
+        page.press("#input", "Enter")
+        page.wait_for_selector(".assistant .tools button")
+        assert page.inner_text(".user").startswith("hello <img")
+        page.click("[aria-label='Good reply']")
+        page.wait_for_selector("[aria-label='Good reply'][aria-pressed=true]")
+        page.click("[aria-label='Make this reply again']")
+        page.wait_for_selector(".assistant .tools [aria-label='Good reply'][aria-pressed=false]")
+        assert page.locator(".assistant").count() == 1
+        assert page.locator("main img, main script").count() == 0
+        assert errors == []
+    rows = read_replies(log)
+    assert len(rows) == 2 and rows[0].signals == ("regenerated", "thumbs_up")
+    assert rows[0].messages and rows[0].messages[0].content.startswith("hello <img")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_hostile_model_text_is_shown_as_text(served: tuple[str, Path], width: int) -> None:
+    parts = ["<think>", HOSTILE, "</think>", HOSTILE, "```html\n", HOSTILE, "```", "x" * 400]
+    body = "".join(event(content=part) for part in parts) + "data: [DONE]\n\n"
+    with open_page(width) as (page, errors):
+        page.route(
+            "**/v1/chat/completions",
+            lambda route: route.fulfill(status=200, content_type="text/event-stream", body=body),
+        )
+        page.goto(served[0])
+        page.wait_for_selector("#model:text-is('noria')")
+        page.fill("#input", HOSTILE)
+        page.click("#send")
+        page.wait_for_selector(".assistant .tools button")
+        page.click("summary")
+        assert page.inner_text(".assistant details .text") == HOSTILE
+        assert HOSTILE in page.inner_text(".assistant .body")
+        assert page.inner_text(".assistant pre").strip() == HOSTILE
+        assert page.locator("main img, main script").count() == 0
+        assert page.title() == "noria chat"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert errors == []
+
+
+@pytest.mark.slow
+def test_stop_ends_the_stream_and_a_refusal_gives_the_message_back(served: tuple[str, Path]) -> None:
+    with open_page() as (page, errors):
+        page.goto(served[0])
+        page.wait_for_selector("#model:text-is('noria')")
+        page.fill("#input", "z" * 300)
+        page.click("#send")
+        page.wait_for_selector("#problem:not([hidden])")
+        assert "maximum context length" in page.inner_text("#problem")
+        assert page.input_value("#input") == "z" * 300
+        assert page.locator(".turn").count() == 0
+        assert all("400" in error for error in errors)  # the browser itself reports the refused request
+        page.route("**/v1/chat/completions", lambda route: None)  # never answers
+        page.fill("#input", "hello")
+        page.click("#send")
+        page.click("#stop")
+        page.wait_for_selector("#send:visible")
