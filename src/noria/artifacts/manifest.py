@@ -141,7 +141,9 @@ def check_files(folder: Path, manifest: Manifest, *, full: bool) -> None:
 
 def environment() -> dict[str, str]:
     """Versions that may matter to who compares two artifacts. Reads metadata only: importing torch takes seconds."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "machine": platform.machine()}
+    # Not platform.platform(): it starts a process to learn the name of the processor.
+    system = f"{platform.system()} {platform.release()}"
+    found = {"python": platform.python_version(), "platform": system, "machine": platform.machine()}
     for name in _RECORDED_PACKAGES:
         try:
             found[name] = version(name)
