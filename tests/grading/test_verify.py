@@ -160,3 +160,9 @@ def test_tampering_is_named():
     assert tamper_evidence("class A:\n    def __eq__(self, o): return True") == ["__eq__"]
     assert tamper_evidence("def f(x): return x + 1") == []
     assert tamper_evidence("def f(:") == []
+
+
+@pytest.mark.parametrize("answer", ["42", "-42", "042", "-0", "0", "9" * 100])
+def test_the_fast_path_agrees_with_the_exact_one(answer: str):
+    for gold in ("42", "-42", "0", "9" * 100):
+        assert judge_maths(task(gold), answer).value == float(number(commitment(answer)) == number(gold))

@@ -1,7 +1,7 @@
 """Maths: the final answer compared with the gold one, exactly.
 
-Two paths. Where the gold answer is a number (every task family of the nano recipe), literals are compared as fractions:
-a few microseconds. Any other gold answer (x^2 + 1, \\sqrt{2}, an interval) goes to math-verify in a worker process.
+Three paths. A bare integer against an integer (nearly every reply in RL) is compared at once. Any other statement of a
+number is read as an exact fraction. Any other gold answer (x^2 + 1, \\sqrt{2}, an interval) goes to math-verify in a worker process.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from noria.types import Task
 
 START_SECONDS = 60.0  # importing sympy on a busy machine
 ANSWER_SECONDS = 5.0
+_INTEGER = re.compile(r"-?[0-9]{1,100}")
 # 9**9**9 or a thousand nested roots are not answers; they are refused before they cost a timeout.
 _TOWER = re.compile(r"(?:\^|\*\*)\s*\{?\s*[^\s+\-]*(?:\^|\*\*)|(?:\^|\*\*)\s*\{?\s*-?\d{4,}|\d{41,}|!{2,}")
 
@@ -41,6 +42,9 @@ def maths_weak_grader() -> TextGrader:
 
 
 def judge_maths(task: Task, answer: str) -> Verdict | Failure:
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(task.answer):
+        equal = int(answer) == int(task.answer)
+        return Verdict(float(equal), f"stated {answer}, expected {task.answer}", {"parsed": 1.0})
     gold = number(task.answer)
     if gold is None:
         return _judge_expression(task, answer)
