@@ -193,8 +193,7 @@ def _cold_start(context: StepContext) -> Mapping[str, Any]:
         examples.append(example(tokenizer, task.messages, reply))
     settings = SftConfig(epochs=config.epochs, batch_tokens=config.batch_tokens, learning_rate=config.learning_rate)
     tokens = sum(len(item.token_ids) for item in examples)
-    steps = max(1, config.epochs * tokens // config.batch_tokens)
-    history = fine_tune(model, examples, settings, tokenizer.pad, config.seed, _progress(context, steps))
+    history = fine_tune(model, examples, settings, tokenizer.pad, config.seed, _progress(context))
     _save_model(context, model, context.inputs["model"], history)
     return {"examples": len(examples), "tokens": tokens, "loss": round(history[-1]["loss_ce"], 6)}
 
@@ -225,7 +224,7 @@ def _rl(context: StepContext) -> Mapping[str, Any]:
             settings,
             tokenizer.pad,
             config.seed,
-            _progress(context, config.steps),
+            _progress(context),
             _monitor,
             reference,
         )
@@ -363,12 +362,12 @@ def _open(context: StepContext, artifact: Artifact) -> tuple[Any, Tokenizer]:
     return load_model(artifact.content), Tokenizer.load(artifact.content / "tokenizer.json")
 
 
-def _progress(context: StepContext, steps: int) -> Any:
+def _progress(context: StepContext) -> Any:
     from noria.training import Progress
 
-    def tell(step: int, metrics: Mapping[str, float]) -> None:
+    def tell(step: int, steps: int, metrics: Mapping[str, float]) -> None:
         context.log(step, **metrics)
-        context.report(step + 1, max(steps, step + 1), "steps")
+        context.report(step + 1, steps, "steps")
 
     return Progress(folder=context.progress, on_step=tell)
 
