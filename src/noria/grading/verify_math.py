@@ -1,7 +1,8 @@
 """Maths: the final answer compared with the gold one, exactly.
 
 Three paths. A bare integer against an integer (nearly every reply in RL) is compared at once. Any other statement of a
-number is read as an exact fraction. Any other gold answer (x^2 + 1, \\sqrt{2}, an interval) goes to math-verify in a worker process.
+number is read as an exact fraction. Any other gold answer (x^2 + 1, \\sqrt{2}, an interval) goes to math-verify in a
+worker process.
 """
 
 from __future__ import annotations
