@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,12 @@ from noria.data.clean import (
 )
 from noria.data.decontaminate import Hit, TaskIndex
 from noria.data.ledger import Ledger
-from noria.data.parallel import map_in_order
+from noria.data.parallel import Workers, cores
 from noria.types import DOCUMENT_SCHEMA, Task, digest
 
 CHUNK_RECORDS, CHUNK_BYTES = 512, 3_000_000
 PROBE_DOCUMENTS = 512
+SMALL_BYTES = 5_000_000  # raw bytes below which starting processes takes longer than the work
 SHORTEST_AFTER_LINES = 100  # characters that must be left of a document after its repeated lines are gone
 
 
@@ -81,46 +83,48 @@ class Documents:
         return pa.table(columns, schema=DOCUMENT_SCHEMA)
 
 
+@dataclass(frozen=True)
+class WholeRules:
+    """What is decided over all documents; see CorpusConfig in stage 2 for each field."""
+
+    near_kinds: Sequence[str]
+    near_similarity: float
+    kind_priority: Sequence[str]
+    line_kinds: Sequence[str]
+    most_line_documents: int
+    contamination_score: float
+
+
 def build_corpus(
-    *,
     raw: Path,
     out: Path,
     tasks: Sequence[Task],
     rules: CleanRules,
-    near_kinds: Sequence[str],
-    near_similarity: float,
-    kind_priority: Sequence[str],
-    line_kinds: Sequence[str],
-    most_line_documents: int,
-    contamination_score: float,
+    whole: WholeRules,
     report: Callable[..., None],
     observed: Path | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Write the corpus under `out` and give its metrics. `observed` gets the seconds of each step."""
-    clock = _Clock()
+    clock, ledger = _Clock(), Ledger()
     facts = json.loads((raw / "sources.json").read_text(encoding="utf-8"))
-    kinds = {name: source["kind"] for name, source in facts.items()}
-    ledger = Ledger()
-    table = _cleaned(raw, facts, rules, ledger, report, clock, workers)
-    documents = Documents(table)
-    rank = {kind: place for place, kind in enumerate(kind_priority)}
-
-    def priorities() -> list[int]:
-        return [rank.get(kinds[source], len(rank)) for source in documents.sources]
-
-    report(0.7, 1, "", "exact duplicates")
-    _drop_duplicates(documents, "exact", ledger, [dedup.exact_key(text) for text in documents.texts], priorities())
-    clock.lap("exact")
-    report(0.72, 1, "", "near duplicates")
-    clusters = _near(documents, kinds, near_kinds, near_similarity)
-    _drop_duplicates(documents, "near", ledger, clusters.tolist(), priorities())
-    clock.lap("near")
-    report(0.8, 1, "", "repeated lines")
-    dropped_lines = _drop_lines(documents, kinds, line_kinds, most_line_documents, ledger)
-    clock.lap("lines")
-    found = _decontaminate(documents, tasks, contamination_score, ledger, report, workers)
-    clock.lap("decontaminate")
+    chunks = list(_chunks(raw, facts))
+    if not chunks:
+        raise ValueError(f"{raw} holds no records; the corpus would be empty")
+    small = sum(sum(chunk.rows.column("length").to_pylist()) for chunk in chunks) < SMALL_BYTES
+    with Workers(workers or (1 if small else cores())) as pool:
+        documents = Documents(_cleaned(chunks, rules, ledger, report, clock, pool))
+        kinds = {name: source["kind"] for name, source in facts.items()}
+        report(0.7, 1, "", "duplicates")
+        _drop_duplicates(documents, "exact", ledger, _exact(documents), kinds, whole)
+        clock.lap("exact")
+        _drop_duplicates(documents, "near", ledger, _near(documents, kinds, whole), kinds, whole)
+        clock.lap("near")
+        report(0.8, 1, "", "repeated lines")
+        dropped_lines = _drop_lines(documents, kinds, whole, ledger)
+        clock.lap("lines")
+        found = _decontaminate(documents, tasks, whole.contamination_score, ledger, report, pool)
+        clock.lap("decontaminate")
     _write(out, documents.finished(), ledger, facts)
     _write_json(out / "contamination.json", found)
     clock.lap("write")
@@ -137,18 +141,16 @@ def build_corpus(
 
 
 def _cleaned(
-    raw: Path,
-    facts: Mapping[str, Any],
+    chunks: Sequence[RawChunk],
     rules: CleanRules,
     ledger: Ledger,
     report: Callable[..., None],
     clock: _Clock,
-    workers: int | None,
+    pool: Workers,
 ) -> pa.Table:
-    chunks = list(_chunks(raw, facts))
     total = 2 * len(chunks) / 0.7  # the rest of the bar is for the steps over all documents
     texts: list[TextChunk] = []
-    for chunk in map_in_order(extract_chunk, chunks, workers):
+    for chunk in pool.map(extract_chunk, chunks):
         texts.append(chunk)
         ledger.add(chunk.ledger)
         report(len(texts) / total, 1, "", f"extracting {chunk.source.name}")
@@ -159,17 +161,15 @@ def _cleaned(
     least = language.thresholds(names, scores)
     tables = []
     jobs = [CleanJob(chunk, least, rules) for chunk in texts]
-    for done, (table, booked) in enumerate(map_in_order(clean_chunk, jobs, workers), 1):
+    for done, (table, booked) in enumerate(pool.map(clean_chunk, jobs), 1):
         tables.append(table)
         ledger.add(booked)
         report((len(chunks) + done) / total, 1, "", f"cleaning {texts[done - 1].source.name}")
     clock.lap("quality, pii, safety")
-    if not tables:
-        raise ValueError(f"{raw} holds no records; the corpus would be empty")
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _chunks(raw: Path, facts: Mapping[str, Any]):
+def _chunks(raw: Path, facts: Mapping[str, Any]) -> Iterator[RawChunk]:
     """Records in pieces of equal size, cut the same way wherever they run."""
     index = pq.read_table(raw / "index.parquet")
     sources = np.array(index.column("source").to_pylist(), dtype=object)
@@ -187,8 +187,16 @@ def _chunks(raw: Path, facts: Mapping[str, Any]):
 
 
 def _drop_duplicates(
-    documents: Documents, step: str, ledger: Ledger, clusters: Sequence, priorities: Sequence[int]
+    documents: Documents,
+    step: str,
+    ledger: Ledger,
+    clusters: Sequence,
+    kinds: Mapping[str, str],
+    whole: WholeRules,
 ) -> None:
+    """Keep the best member of each cluster; its signals say how many copies there were."""
+    rank = {kind: place for place, kind in enumerate(whole.kind_priority)}
+    priorities = [rank.get(kinds[source], len(rank)) for source in documents.sources]
     quality = [facts["quality"] for facts in documents.facts]
     keep = dedup.best_of(clusters, priorities, quality, documents.keys)
     sizes = Counter(clusters)
@@ -200,21 +208,23 @@ def _drop_duplicates(
     documents.narrow(step, ledger, documents.texts, reasons)
 
 
-def _near(documents: Documents, kinds: Mapping[str, str], near_kinds: Sequence[str], similarity: float) -> np.ndarray:
+def _exact(documents: Documents) -> list[str]:
+    return [dedup.exact_key(text) for text in documents.texts]
+
+
+def _near(documents: Documents, kinds: Mapping[str, str], whole: WholeRules) -> list[int]:
     values, usable = signature_matrix(documents.table)
-    usable &= np.array([kinds[source] in near_kinds for source in documents.sources], dtype=bool)
-    return dedup.near_clusters(values, usable, documents.keys, similarity)
+    usable &= np.array([kinds[source] in whole.near_kinds for source in documents.sources], dtype=bool)
+    return dedup.near_clusters(values, usable, documents.keys, whole.near_similarity).tolist()
 
 
-def _drop_lines(
-    documents: Documents, kinds: Mapping[str, str], line_kinds: Sequence[str], most: int, ledger: Ledger
-) -> int:
+def _drop_lines(documents: Documents, kinds: Mapping[str, str], whole: WholeRules, ledger: Ledger) -> int:
     after = list(documents.texts)
     reasons = [""] * len(after)
     dropped = 0
-    for kind in line_kinds:
+    for kind in whole.line_kinds:
         rows = [row for row, source in enumerate(documents.sources) if kinds[source] == kind]
-        lines = dedup.repeated_lines([documents.texts[row] for row in rows], most)
+        lines = dedup.repeated_lines([documents.texts[row] for row in rows], whole.most_line_documents)
         dropped += len(lines)
         for row in rows:
             after[row] = dedup.drop_lines(documents.texts[row], lines)
@@ -230,14 +240,14 @@ def _decontaminate(
     least: float,
     ledger: Ledger,
     report: Callable[..., None],
-    workers: int | None,
+    pool: Workers,
 ) -> dict[str, Any]:
     index = TaskIndex(tasks)
     reasons = [""] * len(documents.texts)
     starts = range(0, len(documents.texts), PROBE_DOCUMENTS)
     batches = [documents.texts[start : start + PROBE_DOCUMENTS] for start in starts]
     hits: list[Hit] = []
-    for number, found in enumerate(map_in_order(partial(index.find, least=least), batches, workers)):
+    for number, found in enumerate(pool.map(partial(index.find, least=least), batches)):
         report(0.82 + 0.15 * number / len(batches), 1, "", "looking for evaluation tasks")
         for hit in found:
             row = starts[number] + hit.row

@@ -1,8 +1,9 @@
 """Documents that hold evaluation tasks are found and dropped, and reported per benchmark.
 
-A cheap probe looks for any 13-gram of a task (GPT-3; a shorter task is probed whole, from 5 words). A document that it
-hits gets a score for that task: 0.75 x the share of the question's n-grams found, weighted by rarity among the tasks
-(so that a template that all tasks share counts little), + 0.25 if the answer occurs in it too.
+A cheap probe looks for any 13-gram of a task (GPT-3). A shorter task is probed whole, from 5 words, and must stand
+alone in the document: "What is 3 + 1" is not in "What is 3 + 1 - 2?". A document that is hit gets a score for that
+task: 0.75 x the share of the question's n-grams found, weighted by rarity among the tasks (so that a template that all
+tasks share counts little), + 0.25 if the answer's words occur in it too.
 
 Shapes: D documents of a batch, G n-grams of the registry.
 """
@@ -72,10 +73,17 @@ class TaskIndex:
             return []
         words = hash_words(texts)
         found: dict[int, set[int]] = defaultdict(set)
+        opening = np.concatenate([[True], words.closing[:-1]])[: len(words.closing)]
+
+        def alone(first: np.ndarray, size: int) -> np.ndarray:
+            return opening[first] & words.closing[first + size - 1]
+
         for size in self.sizes:
-            hashes, _, offsets = grams(words, size)
+            hashes, starts, offsets = grams(words, size)
             places = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
             hit = np.flatnonzero(self.hashes[places] == hashes)
+            if size < GRAM:
+                hit = hit[alone(starts[hit], size)]
             rows = np.searchsorted(offsets, hit, side="right") - 1
             for row, place in zip(rows.tolist(), places[hit].tolist(), strict=True):
                 found[row].add(place)

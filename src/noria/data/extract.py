@@ -87,7 +87,7 @@ def _dialogue(text: str) -> str:
         turns = turns[0]
     if not isinstance(turns, list) or not all(isinstance(turn, str | int | float) for turn in turns):
         raise NoText("not a list of turns")
-    return "\n".join(f"- {' '.join(str(turn).split())}" for turn in turns)
+    return "\n".join(f"- {str(turn).strip()}" for turn in turns)
 
 
 def _json_text(text: str) -> str:

@@ -136,9 +136,11 @@ class RawIndex:
         file = path.relative_to(self.content).as_posix()
         taken = 0
         for item in found:
+            if taken == most_records:
+                break
             if isinstance(item, Broken):
                 self.broken.append((name, item.name, file, item.offset, item.length, item.reason))
-            elif most_records is None or taken < most_records:
+            else:
                 self.records.append((digest(name, item.raw), name, item.name, file, item.offset, item.length))
                 taken += 1
 

@@ -6,9 +6,9 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,21 +19,25 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_in_order(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
-) -> Iterator[Result]:
-    """`function` of each item. With one worker or one item it runs here; else in processes that end with this one."""
-    workers = min(workers or cores(), len(items))
-    if workers <= 1:
-        yield from map(function, items)
-        return
-    # Spawned, not forked: the caller may hold threads (a progress display, a database), which a fork would break.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
-        try:
-            yield from pool.map(function, items)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+class Workers:
+    """Processes that map functions over chunks; with one worker everything runs in this process."""
+
+    def __init__(self, count: int) -> None:
+        # Spawned, not forked: the caller may hold threads (a progress display, a database), which a fork would break.
+        context = multiprocessing.get_context("spawn")
+        start: dict[str, Any] = {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
+        self._pool = ProcessPoolExecutor(count, context, **start) if count > 1 else None
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`function` of each item, in the order of `items`."""
+        return map(function, items) if self._pool is None else self._pool.map(function, items)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -88,7 +88,7 @@ RULES: dict[str, QualityRules] = {
         repetition=2.0,
         sentences=1,
     ),
-    "books": QualityRules(least_words=20, mean_word_length=(3, 10), letter_words=0.8, stop_words=2, repetition=2.0),
+    "books": QualityRules(least_words=20, mean_word_length=(3, 10), letter_words=0.8, stop_words=2),
     "forums": QualityRules(least_words=5, letter_words=0.5, duplicate_lines=0.5),
     "code": QualityRules(least_words=10, longest_line=1000, duplicate_lines=0.6, reject_generated=True),
     "synthetic": QualityRules(least_words=3),
@@ -223,7 +223,7 @@ def _repetition(words: Words, size: int) -> dict[str, np.ndarray]:
     """Shares of a document's word bytes in its most frequent n-gram, and in n-grams seen before in it."""
     rows = words.rows()
     own = words.hashes ^ mix(rows.astype(np.uint64))  # an n-gram repeats only inside its own document
-    local = Words(own, words.lengths, words.operator, words.letter, words.offsets)
+    local = Words(own, words.lengths, words.operator, words.letter, words.closing, words.offsets)
     total = np.maximum(_sum(words.lengths, rows, size), 1)
     before = np.concatenate([[0], np.cumsum(words.lengths)])
     signals = {}

@@ -13,10 +13,11 @@ import json
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from noria.types import digest
 
@@ -65,7 +66,7 @@ def archive_members(path: Path, include: Iterable[str], exclude: Iterable[str], 
     yield from sorted(found, key=lambda item: (item.name, item.offset))
 
 
-def _zip_members(path: Path, chosen, most_bytes: int) -> Found:
+def _zip_members(path: Path, chosen: Callable[[str], bool], most_bytes: int) -> Found:
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
@@ -82,7 +83,7 @@ def _zip_members(path: Path, chosen, most_bytes: int) -> Found:
         yield Broken(path.name, 0, path.stat().st_size, f"broken zip: {error}")
 
 
-def _tar_members(path: Path, chosen, most_bytes: int) -> Found:
+def _tar_members(path: Path, chosen: Callable[[str], bool], most_bytes: int) -> Found:
     offset = 0
     try:
         with tarfile.open(path) as archive:
@@ -205,31 +206,18 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
 
 def read_lines(path: Path, most_bytes: int) -> Found:
     """The lines of a JSON-lines file that hold an object; others are Broken, named by line number."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            name, length = f"{path.name}:{number}", len(raw)
-            if length > most_bytes:
-                yield Broken(name, offset, length, f"over {most_bytes} bytes")
-            elif raw.strip():
-                try:
-                    if not isinstance(json.loads(raw), dict):
-                        raise ValueError("not an object")
-                    yield Record(name, offset, length, raw)
-                except ValueError as error:  # also wrong encoding and broken JSON
-                    yield Broken(name, offset, length, f"not a JSON object: {error}")
-            offset += length
+    for item, _ in _objects(path, most_bytes):
+        yield item
 
 
 def read_verses(path: Path, most_bytes: int) -> Found:
     """Runs of lines with the same book and chapter, each run one record (a chapter is a document, a verse is not)."""
     group: list[Record] = []
     label = ""
-    for item in read_lines(path, most_bytes):
+    for item, row in _objects(path, most_bytes):
         if isinstance(item, Broken):
             yield item
             continue
-        row = json.loads(item.raw)
         if not {"book", "chapter", "text"} <= row.keys():
             yield Broken(item.name, item.offset, item.length, "a verse needs book, chapter and text")
             continue
@@ -241,6 +229,24 @@ def read_verses(path: Path, most_bytes: int) -> Found:
         group.append(item)
     if group:
         yield _joined(label, group)
+
+
+def _objects(path: Path, most_bytes: int) -> Iterator[tuple[Record | Broken, dict[str, Any]]]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            name, length = f"{path.name}:{number}", len(raw)
+            if length > most_bytes:
+                yield Broken(name, offset, length, f"over {most_bytes} bytes"), {}
+            elif raw.strip():
+                try:
+                    row = json.loads(raw.decode("utf-8"))
+                    if not isinstance(row, dict):
+                        raise ValueError("not an object")
+                    yield Record(name, offset, length, raw), row
+                except ValueError as error:  # also wrong encoding and broken JSON
+                    yield Broken(name, offset, length, f"not a JSON object: {error}"), {}
+            offset += length
 
 
 def _joined(name: str, group: list[Record]) -> Record:

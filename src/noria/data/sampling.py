@@ -6,7 +6,7 @@ A document's rank is a hash of (seed, id): taking the first so many by rank is a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from noria.data.shards import LARGEST_VOCABULARY, write_shards
 from noria.data.tokenizer import Tokenizer
 from noria.types import DOCUMENT_SCHEMA, seed_of
 
-BATCH = 256  # documents tokenised at a time
+BATCH_CHARACTERS = 100_000
 
 
 def read_override(path: Path) -> dict[str, float]:
@@ -77,7 +77,7 @@ def build_shards(
     for source, weight in sorted(weights.items()):
         held, train = _split(_ranked(tables.pop(source), seed), heldout_fraction, seed)
         report(done / 1e6, train_tokens / 1e6, "Mtokens", source)
-        shard = partial_shard(out / source, tokenizer, kinds[source])
+        shard = _sharder(out / source, tokenizer, kinds[source])
         facts[source] = shard(held, "heldout", most_heldout_tokens) | shard(
             train, "train", round(weight * train_tokens)
         )
@@ -95,16 +95,15 @@ def build_shards(
     return {"train_tokens": sum(tokens.values()), "weights": weights, "tokens_by_source": tokens}
 
 
-def partial_shard(folder: Path, tokenizer: Tokenizer, kind: str) -> Callable[[pa.Table, str, int], dict[str, Any]]:
+def _sharder(folder: Path, tokenizer: Tokenizer, kind: str) -> Callable[[pa.Table, str, int], dict[str, Any]]:
     """A function that tokenises documents in order until it has so many tokens, and writes them as one split."""
 
     def shard(table: pa.Table, split: str, most_tokens: int) -> dict[str, Any]:
         ids: list[np.ndarray] = []
         size, count = 0, 0
-        for start in range(0, len(table), BATCH):
+        for texts in _batches(table.column("text")):
             if count >= most_tokens:
                 break
-            texts = table.column("text").slice(start, BATCH).to_pylist()
             for text, encoded in zip(texts, tokenizer.encode_many(texts), strict=True):
                 if count >= most_tokens:
                     break
@@ -118,6 +117,17 @@ def partial_shard(folder: Path, tokenizer: Tokenizer, kind: str) -> Callable[[pa
         return found | ({"licence": " AND ".join(licences), "kind": kind} if split == "train" else {})
 
     return shard
+
+
+def _batches(column: pa.ChunkedArray) -> Iterator[list[str]]:
+    """Texts in batches of about BATCH_CHARACTERS: a few that are not needed cost little."""
+    batch: list[str] = []
+    for text in column.to_pylist():
+        batch.append(text)
+        if sum(map(len, batch)) >= BATCH_CHARACTERS:
+            yield batch
+            batch = []
+    yield batch
 
 
 def _split(table: pa.Table, fraction: float, seed: int) -> tuple[pa.Table, pa.Table]:

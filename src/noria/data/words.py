@@ -29,6 +29,7 @@ class Words:
     lengths: np.ndarray  # (W,) bytes
     operator: np.ndarray  # (W,) bool: an operator, not a word in the usual sense
     letter: np.ndarray  # (W,) bool: starts with a letter (or any non-ASCII character)
+    closing: np.ndarray  # (W,) bool: a sentence or line ends between this word and the next
     offsets: np.ndarray  # (D+1,)
 
     @property
@@ -57,6 +58,7 @@ def hash_words(texts: Sequence[str]) -> Words:
         lengths=stops - starts,
         operator=kinds[starts] == OPERATOR,
         letter=(data[starts] >= 0x80) | ((data[starts] | 0x20) >= ord("a")) & (kinds[starts] == LETTER),
+        closing=_closing(data, starts, stops),
         offsets=np.concatenate([[0], np.searchsorted(starts, ends)]),
     )
 
@@ -80,6 +82,15 @@ def mix(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def _closing(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """Where a line break, the end of the text, or one of . ? ! before white space follows a word."""
+    ends_line = (data == 0) | (data == ord("\n"))
+    marks = (data == ord(".")) | (data == ord("?")) | (data == ord("!"))
+    breaks = ends_line | marks & np.append(ends_line[1:] | (data[1:] == ord(" ")), True)
+    counts = np.concatenate([[0], np.cumsum(breaks)])
+    return counts[np.append(starts[1:], len(data))[: len(starts)]] > counts[stops]
 
 
 def _kinds(data: np.ndarray) -> np.ndarray:

@@ -148,25 +148,27 @@ def shards(
 
 
 def run_corpus(context: StepContext) -> Mapping[str, Any]:
-    from noria.data.corpus import build_corpus
+    from noria.data.corpus import WholeRules, build_corpus
     from noria.types import task_from_json
 
     config: CorpusConfig = context.config
     lines = (context.inputs["registry"].content / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
-    tasks = [task_from_json(line) for line in lines if line]
-    return build_corpus(
-        raw=context.inputs["raw_data"].content,
-        out=context.content,
-        tasks=tasks,
-        rules=config.rules(),
+    whole = WholeRules(
         near_kinds=config.near_kinds,
         near_similarity=config.near_similarity,
         kind_priority=config.kind_priority,
         line_kinds=config.line_kinds,
         most_line_documents=config.most_line_documents,
         contamination_score=config.contamination_score,
-        report=context.report,
-        observed=context.observed,
+    )
+    return build_corpus(
+        context.inputs["raw_data"].content,
+        context.content,
+        [task_from_json(line) for line in lines if line],
+        config.rules(),
+        whole,
+        context.report,
+        context.observed,
     )
 
 
