@@ -63,9 +63,15 @@ def _axis(item: Mapping[str, Any]) -> float | None:
 
 
 def agent_scores(folder: Path) -> dict[str, dict[str, float | None]]:
-    """Per trace: solved, and the share of valid tool calls. A trace that calls no tool has no invalid call."""
-    traces = [json.loads(line) for line in (folder / "traces.jsonl").read_text().splitlines()]
-    grades = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    """Per trace below `folder`: solved, and the share of valid tool calls (1 for a trace that calls no tool).
+
+    Raises FileNotFoundError where there is no trace.
+    """
+    paths = sorted(folder.rglob("traces.jsonl"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no traces.jsonl: it is no folder of rolled-out agent tasks")
+    traces = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    grades = [json.loads(line) for path in paths for line in path.with_name("scores.jsonl").read_text().splitlines()]
     solved: dict[str, float | None] = {}
     valid: dict[str, float | None] = {}
     for trace, grade in zip(traces, grades, strict=True):

@@ -105,8 +105,8 @@ def candidates(
 ) -> Step:
     """Results of all candidates, and of the incumbent on the same tasks: content/candidates.json.
 
-    `evaluations[name]` is stage 6's evaluation of `models[name]`; `agents[name]`, where given, an artifact with
-    rolled-out agent tasks (harness.traces). Raises ValueError where a model has no evaluation.
+    `evaluations[name]` is stage 6's evaluation of `models[name]`; `agents[name]`, where given, holds
+    rolled-out agent tasks (harness.traces), in a folder of that name or alone. Raises ValueError where a model has no evaluation.
     """
     every: dict[str, Step | Artifact] = {"incumbent": incumbent} if incumbent else {}
     every.update(models)
@@ -185,10 +185,18 @@ def _collect(context: StepContext) -> Mapping[str, Any]:
         model = context.inputs[f"model_{name}"]
         agent = context.inputs.get(f"agent_{name}")
         evaluation = context.inputs[f"evaluation_{name}"].content
-        rows[name] = candidate_json(model.content, evaluation, agent.content if agent else None) | {"model": model.key}
+        rows[name] = candidate_json(model.content, evaluation, _agent_folder(agent, name)) | {"model": model.key}
     _write(context.content / "candidates.json", rows)
     _observe_speed(context)
     return {"candidates": len(rows), "items": max(len(row["scores"]["correct"]) for row in rows.values())}
+
+
+def _agent_folder(agent: Artifact | None, name: str) -> Path | None:
+    """Stage 7 keeps the traces of several models in one artifact, a folder each."""
+    if agent is None:
+        return None
+    own = agent.content / name
+    return own if own.is_dir() else agent.content
 
 
 def _observe_speed(context: StepContext) -> None:
