@@ -10,10 +10,10 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
     from noria.artifacts import Artifact, Step, Store
     from noria.recipe import Recipe
+
+
+class Forgettable(StrEnum):
+    SOURCE = "source"
+    USER = "user"
+
 
 OK, FAILED, BAD_USE, NOT_RELEASED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -161,7 +167,7 @@ def lineage(
     from noria.studio.lookup import dependents, is_artifact
 
     if upstream and downstream:
-        raise click.UsageError("give either --upstream or --downstream")
+        raise typer.BadParameter("give either --upstream or --downstream")
     opened = _open(store)
     if not downstream:
         key = opened.resolve(reference)
@@ -192,7 +198,7 @@ def lineage(
 
 @app.command(epilog="Example: noria forget source chatterbot-corpus --reason 'licence withdrawn'")
 def forget(
-    what: Annotated[str, typer.Argument(metavar="source|user", click_type=click.Choice(["source", "user"]))],
+    what: Annotated[Forgettable, typer.Argument(help="What NAME is.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The source or the user.")],
     reason: Annotated[str, typer.Option("--reason", help="Kept with the marks.")] = "",
     store: StoreOption = None,
@@ -202,7 +208,7 @@ def forget(
     from noria.artifacts import lineage as graph
     from noria.studio import show
 
-    reached = graph.forget(_open(store), "source" if what == "source" else "user", name, reason)
+    reached = graph.forget(_open(store), what.value, name, reason)
     if json_:
         return _print_json(reached)
     show.reached(_console(), name, reached)
@@ -344,16 +350,16 @@ def status_of(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="noria", standalone_mode=False)
         return result if isinstance(result, int) else OK
-    except click.ClickException as error:
-        error.show()
-        return BAD_USE
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("\nstopped", err=True)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, e.g. head, has seen enough
         sys.stderr.close()
         return FAILED
     except Exception as error:
+        if isinstance(error, typer.BadParameter.__mro__[2]):  # typer's base of all errors of the command line
+            error.show()  # type: ignore[attr-defined]
+            return BAD_USE
         # Errors that this package defines are written for the user; anything else is a defect, and its trace is wanted.
         if type(error).__module__.partition(".")[0] != "noria":
             raise
@@ -367,7 +373,7 @@ def _code_of(error: Exception) -> int:
 
     if isinstance(error, Interrupted):
         return INTERRUPTED
-    return BAD_USE if isinstance(error, RecipeError | click.UsageError) else FAILED
+    return BAD_USE if isinstance(error, RecipeError) else FAILED
 
 
 def _load(path: Path, overrides: list[str] | None) -> Recipe:
