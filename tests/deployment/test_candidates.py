@@ -36,7 +36,9 @@ def test_share_of_valid_calls_counts_invalid_ones_in_the_denominator(tmp_path: P
         (tmp_path / split).mkdir()
         traces = [{"task_id": f"{split}{n}", "seed": 1, "facts": row} for n, row in enumerate(rows)]
         (tmp_path / split / "traces.jsonl").write_text("\n".join(map(json.dumps, traces)))
-        (tmp_path / split / "scores.jsonl").write_text("\n".join(json.dumps({"value": 1.0}) for _ in rows))
+        (tmp_path / split / "scores.jsonl").write_text(
+            "\n".join(json.dumps({"value": 1.0, "components": {}}) for _ in rows)
+        )
     assert agent_scores(tmp_path)["valid_calls"] == {"a0/1": 0.75, "b0/1": 1.0, "b1/1": 0.0}
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no traces\.jsonl"):

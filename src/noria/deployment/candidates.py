@@ -76,7 +76,9 @@ def agent_scores(folder: Path) -> dict[str, dict[str, float | None]]:
     valid: dict[str, float | None] = {}
     for trace, grade in zip(traces, grades, strict=True):
         place = f"{trace['task_id']}/{trace['seed']}"
-        solved[place] = None if grade["value"] is None else float(grade["value"] >= 1.0)
+        # A shaped reward names its outcome; the value alone may count tidy calls too.
+        value = grade["components"].get("outcome", grade["value"])
+        solved[place] = None if grade["value"] is None else float(value >= 1.0)
         good, bad = trace["facts"].get("tool_calls", 0.0), trace["facts"].get("invalid_calls", 0.0)
         valid[place] = good / (good + bad) if good + bad else 1.0
     return {"agent_solved": solved, "valid_calls": valid}

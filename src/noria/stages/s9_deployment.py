@@ -106,7 +106,8 @@ def candidates(
     """Results of all candidates, and of the incumbent on the same tasks: content/candidates.json.
 
     `evaluations[name]` is stage 6's evaluation of `models[name]`; `agents[name]`, where given, holds
-    rolled-out agent tasks (harness.traces), in a folder of that name or alone. Raises ValueError where a model has no evaluation.
+    rolled-out agent tasks (harness.traces), in a folder of that name or alone.
+    Raises ValueError where a model has no evaluation.
     """
     every: dict[str, Step | Artifact] = {"incumbent": incumbent} if incumbent else {}
     every.update(models)
