@@ -21,7 +21,8 @@ class Sources(BaseModel):
 def write_raw(context) -> Mapping:
     for source, count in context.config.sources.items():
         (context.content / f"{source}.jsonl").write_text("x\n" * count)
-    return {"sources": dict(context.config.sources)}
+    (context.content / "sources.json").write_text(json.dumps(dict.fromkeys(context.config.sources, {"licence": "MIT"})))
+    return {"sources": len(context.config.sources)}
 
 
 def write_documents(context) -> Mapping:

@@ -1,8 +1,9 @@
 """Where an artifact came from, down to the record in a raw file, and what a source or a user ever reached.
 
 The graph is that of the manifests: role -> key. An artifact with content/documents/<source>.parquet knows its documents
-(rows of DOCUMENT_SCHEMA) and so answers for itself which sources it holds; an artifact without is taken to have seen
-what its inputs saw. A user is named by the column or field `user` of the files of a traffic artifact.
+(rows of DOCUMENT_SCHEMA) and so answers for itself which sources it holds, as does raw data by content/sources.json; an
+artifact with neither is taken to have seen what its inputs saw. A user is whom the column or field `user` in the files
+of a traffic artifact names, spelled as it is there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from noria.artifacts.manifest import Manifest
 from noria.artifacts.store import Store
 
 TRAFFIC = "traffic"
+SOURCES = "sources.json"
 Graph = Mapping[str, Manifest]
 What = Literal["source", "user"]
 
@@ -223,11 +225,12 @@ def _holds_source(store: Store, manifest: Manifest, name: str) -> bool | None:
 def _sources(store: Store, manifest: Manifest) -> set[str]:
     """The sources that an artifact is known to hold documents of; empty where it does not say.
 
-    It says so by its documents or, for raw data, by a metric `sources` with an entry a source.
+    It says so by its documents or, for raw data, by content/sources.json with a key a source.
     """
     held = {source for source, path in _document_files(store, manifest) if _rows(path)}
-    said = manifest.metrics.get("sources")
-    return held or (set(said) if isinstance(said, Mapping | list) else set())
+    if held or SOURCES not in manifest.files:
+        return held
+    return set(json.loads((store.artifacts / manifest.key / "content" / SOURCES).read_text(encoding="utf-8")))
 
 
 def _holds_user(store: Store, manifest: Manifest, user: str) -> bool | None:
