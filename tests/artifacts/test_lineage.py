@@ -21,7 +21,7 @@ class Sources(BaseModel):
 def write_raw(context) -> Mapping:
     for source, count in context.config.sources.items():
         (context.content / f"{source}.jsonl").write_text("x\n" * count)
-    (context.content / "sources.json").write_text(json.dumps(dict.fromkeys(context.config.sources, {"licence": "MIT"})))
+    (context.content / "sources.json").write_text(json.dumps({name: {} for name in context.config.sources}))
     return {"sources": len(context.config.sources)}
 
 
