@@ -1,7 +1,7 @@
 """One engine for rollouts, evaluations, judgements, teacher scores and served replies.
 
-A step is three things: admit waiting requests into free rows (one prefill a distinct prompt), decode one token for every
-running row, retire what has finished. Rows in use are kept dense, so decoding works on a plain slice of the cache.
+A step is three things: admit waiting requests into free rows (one prefill a distinct prompt), decode one token for
+every running row, retire what has finished. Rows in use are kept dense, so decoding works on a plain slice of the cache.
 
 B rows in use, T prompt tokens, V vocabulary.
 """
@@ -258,7 +258,7 @@ PREFILL_TOKENS = 8192  # bounds the activations of one prefill pass; at width 12
 
 
 def _chunks(handles: list[Handle], first: int) -> Iterator[tuple[list[Handle], int]]:
-    """Split arrivals (sorted by prompt length) into prefill passes of at most PREFILL_TOKENS, with each one's first row."""
+    """Arrivals (sorted by prompt length) in prefill passes of at most PREFILL_TOKENS, with each pass's first row."""
     chunk: list[Handle] = []
     for handle in handles:
         if chunk and (len(chunk) + 1) * len(handle.request.prompt_ids) > PREFILL_TOKENS:

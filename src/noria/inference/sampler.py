@@ -54,7 +54,7 @@ def sample(logits_BV: Tensor, params: Sequence[SamplingParams], uniform_B: Tenso
 
 
 def _truncate(logprobs_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Keep the top k tokens and the smallest set whose mass reaches top_p, renormalised; the best token always stays."""
+    """Keep the top k tokens and the smallest set whose mass reaches top_p, renormalised; the best one always stays."""
     vocabulary = logprobs_BV.shape[1]
     ordered_BV, order_BV = logprobs_BV.sort(dim=-1, descending=True, stable=True)
     top_k_B1 = torch.tensor([[row.top_k or vocabulary] for row in params])

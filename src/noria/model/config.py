@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ModelConfig(BaseModel):
-    """Everything that fixes the weights' shapes. Counts are exact for `model.Transformer` (tests/model compare them)."""
+    """Everything that fixes the weights' shapes. Counts are exact for `Transformer` (tests/model compare)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -16,7 +16,7 @@ from noria.model.config import ModelConfig
 
 
 class Transformer(nn.Module):
-    """`hidden(tokens)` gives the final states, `logits(hidden)` applies the head: a loss picks only the rows it needs."""
+    """`hidden(tokens)` gives final states, `logits(hidden)` applies the head: a loss picks only the rows it needs."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Transformer(nn.Module):
 
     def _initialise(self, seed: int) -> None:
         """Uniform +-sqrt(3/fan_in), so that a product keeps unit variance; output projections start at zero, so that
-        each block starts as the identity (modded-nanogpt); a small embedding keeps a tied head's first logits near 0."""
+        each block starts as the identity (modded-nanogpt); a small embedding keeps a tied head's logits near 0."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:

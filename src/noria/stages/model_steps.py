@@ -37,9 +37,9 @@ class TrainedModel:
         return copy.deepcopy(self.model).eval()
 
     def publish(self, history: History, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Write the model folder and curve.json (a row a step); the metrics come back for the manifest."""
+        """Write the model folder and history.json (a row a step); the metrics come back for the manifest."""
         save_model(self._context.content, self.model, self._folder / "tokenizer.json")
-        (self._context.content / "curve.json").write_text(json.dumps(history) + "\n")
+        (self._context.content / "history.json").write_text(json.dumps(history) + "\n")
         return {"steps": len(history), **metrics}
 
 

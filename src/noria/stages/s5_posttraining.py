@@ -99,7 +99,7 @@ def cold_start(config: Config, base: Step, tasks: Step, seed: int, threads: int)
 
 
 def reasoning_rl(config: Config, model: Step, tasks: Step, seed: int, threads: int) -> Step:
-    """GRPO on maths, code and logic; content also has curve.json with the monitors of every step."""
+    """GRPO on maths, code and logic; content also has history.json with the monitors of every step."""
     return _model_step(
         "reasoning_rl",
         _reinforced(config, config.reasoning, ("maths", "code", "logic"), seed),

@@ -1,0 +1,135 @@
+"""The nine stages wired and the two loops closed. Start here: each call leads to its stage, each stage to rooms.
+
+raw data -> data engineering -> system recipe -> pretraining -> post-training -> agent harness -> distillation
+   ^                               ^                                 |  evaluation after each  |
+   |                               |                                 v                         v
+   +---- loop A: traffic ----------+---- loop B: mixture -------- deployment: verdict, release, traffic
+"""
+
+from __future__ import annotations
+
+from noria.artifacts import Artifact, Numerics, Step, Store, StoreError
+from noria.loops.evals_to_pretraining import Config as MixtureRule
+from noria.loops.evals_to_pretraining import evals_to_pretraining
+from noria.loops.traffic_to_data import Config as TrafficRule
+from noria.loops.traffic_to_data import traffic_to_data
+from noria.recipe import Recipe
+from noria.stages import s1_raw_data as s1
+from noria.stages import s2_data_engineering as s2
+from noria.stages import s3_system_recipe as s3
+from noria.stages import s4_pretraining as s4
+from noria.stages import s5_posttraining as s5
+from noria.stages import s6_evaluation as s6
+from noria.stages import s7_agent_harness as s7
+from noria.stages import s8_distillation as s8
+from noria.stages import s9_deployment as s9
+
+
+def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
+    """All steps of `turn`, inputs before what reads them. From turn 2 on, the turn before must lie in `store`."""
+    previous = _Previous(recipe, turn, store) if turn > 1 else None
+    run, threads = recipe.run, recipe.run.threads
+    numerics = Numerics(threads=threads)
+
+    # What everything is measured by comes first: stage 2 decontaminates against it, stage 5 is rewarded by it.
+    registry = s6.registry(recipe.evaluation)
+    graders = s6.graders(recipe.evaluation)
+
+    raw = s1.raw_data(recipe.raw_data)
+
+    corpus = s2.corpus(recipe.data, raw, registry)
+    tokenizer = s2.tokenizer(recipe.data, corpus)
+    traffic_documents = previous.get(f"traffic_to_data_{turn - 1}") if previous else None
+    mixture = previous.get(f"evals_to_pretraining_{turn - 1}") if previous else None
+    shards = s2.shards(recipe.data, corpus, tokenizer, extra=traffic_documents, mixture=mixture)
+
+    ladder = s3.ladder(recipe.system, shards, tokenizer, run.seed, threads)
+    plan = s3.plan(recipe.system, ladder, shards, tokenizer, run.seed)
+
+    base = s4.base_model(recipe.pretraining, plan, shards, tokenizer, run.seed, threads)
+
+    tasks = s5.tasks(recipe.posttraining, run.seed)
+    cold_start = s5.cold_start(recipe.posttraining, base, tasks, run.seed, threads)
+    reasoning = s5.reasoning_rl(recipe.posttraining, cold_start, tasks, run.seed, threads)
+    rejection = s5.rejection_sft(recipe.posttraining, reasoning, tasks, run.seed, threads)
+    aligned = s5.alignment_rl(recipe.posttraining, rejection, tasks, run.seed, threads)
+
+    hasty = s7.agent_demonstrations(recipe.harness, tokenizer, run.seed)
+    agent_start = s7.agent_cold_start(recipe.harness, aligned, hasty, run.seed, threads)
+    agent = s7.agent_rl(recipe.harness, agent_start, run.seed, threads)
+    agent_results = s7.agent_evaluation(
+        recipe.harness, {"agent_cold_start": agent_start, "agent_rl": agent}, run.seed, threads
+    )
+
+    teacher_traces = s8.teacher_traces(recipe.distillation, aligned, tasks, run.seed, threads)
+    student_base = s8.student_base(recipe.distillation, aligned, plan, shards, run.seed, threads)
+    student = s8.student(recipe.distillation, "distilled", student_base, teacher_traces, tasks, run.seed, threads)
+    control = s8.student(recipe.distillation, "control", student_base, teacher_traces, tasks, run.seed, threads)
+
+    quantised = s9.quantised(recipe.deployment, agent)
+
+    models = {
+        "cold_start": cold_start,
+        "reasoning_rl": reasoning,
+        "rejection_sft": rejection,
+        "alignment_rl": aligned,
+        "agent_rl": agent,
+        "student": student,
+        "student_control": control,
+        "quantised": quantised,
+    }
+    evaluations = {
+        name: s6.evaluate(recipe.evaluation, model, registry, name, numerics) for name, model in models.items()
+    }
+    chain = ("cold_start", "reasoning_rl", "rejection_sft", "alignment_rl")
+    comparison = s6.compare(recipe.evaluation, {name: evaluations[name] for name in chain})
+    students = s6.compare(
+        recipe.evaluation, {name: evaluations[name] for name in ("student_control", "student")}, "compare_students"
+    )
+
+    incumbent = previous.get("release") if previous else None
+    incumbent_evaluation = (
+        s6.evaluate(recipe.evaluation, incumbent, registry, "incumbent", numerics) if incumbent else None
+    )
+    offered = ("rejection_sft", "alignment_rl", "agent_rl", "quantised", "student")
+    candidates = s9.candidates(
+        recipe.deployment,
+        {name: models[name] for name in offered},
+        {name: evaluations[name] for name in offered},
+        agents={"agent_rl": agent_results},
+        incumbent=incumbent,
+        incumbent_evaluation=incumbent_evaluation,
+    )
+    verdict = s9.verdict(recipe.deployment, candidates)
+    release = s9.release(recipe.deployment, verdict, {name: models[name] for name in offered}, incumbent)
+
+    traffic = s9.traffic(recipe.deployment, release, numerics)
+    next_traffic = traffic_to_data(TrafficRule(), traffic, registry, turn)
+    teaches = {f"synthetic_{family}": (family,) for family in recipe.raw_data.synthetic.families}
+    next_mixture = evals_to_pretraining(MixtureRule(), verdict, {}, teaches, shards, turn)
+
+    return [
+        *(registry, graders, raw, corpus, tokenizer, shards, ladder, plan, base),
+        *(tasks, cold_start, reasoning, rejection, aligned),
+        *(hasty, agent_start, agent, agent_results),
+        *(teacher_traces, student_base, student, control, quantised),
+        *(*evaluations.values(), comparison, students),
+        *((incumbent_evaluation,) if incumbent_evaluation else ()),
+        *(candidates, verdict, release, traffic, next_traffic, next_mixture),
+    ]
+
+
+class _Previous:
+    """The finished turn before this one, whose artifacts this one starts from."""
+
+    def __init__(self, recipe: Recipe, turn: int, store: Store) -> None:
+        self._steps = {step.name: step for step in build(recipe, turn - 1, store)}
+        self._store, self._turn = store, turn - 1
+
+    def get(self, name: str) -> Artifact:
+        found = self._store.get(self._steps[name].key)
+        if found is None:
+            raise StoreError(
+                f"turn {self._turn} has not made {name} yet: run `noria run` with --turn {self._turn} first"
+            )
+        return found
