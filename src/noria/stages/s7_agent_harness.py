@@ -184,27 +184,28 @@ def _demonstrate(context: StepContext) -> Mapping[str, Any]:
 def _cold_start(context: StepContext) -> Mapping[str, Any]:
     from noria.harness import load
     from noria.posttraining.sft import SftConfig, example, fine_tune, trace_examples
+    from noria.stages.model_steps import TrainedModel
 
     config: _ColdStart = context.config
-    model, tokenizer = _open(context, context.inputs["model"])
+    trained = TrainedModel(context)
     demonstrated = load(context.inputs["demonstrations"].content)
     examples = [item for trace in demonstrated.traces for item in trace_examples(trace)]
     for task, reply in _rehearsals(config.rehearsal, config.seed):
-        examples.append(example(tokenizer, task.messages, reply))
+        examples.append(example(trained.tokenizer, task.messages, reply))
     settings = SftConfig(epochs=config.epochs, batch_tokens=config.batch_tokens, learning_rate=config.learning_rate)
+    history = fine_tune(trained.model, examples, settings, trained.tokenizer.pad, config.seed, trained.progress)
     tokens = sum(len(item.token_ids) for item in examples)
-    history = fine_tune(model, examples, settings, tokenizer.pad, config.seed, _progress(context))
-    _save_model(context, model, context.inputs["model"], history)
-    return {"examples": len(examples), "tokens": tokens, "loss": round(history[-1]["loss_ce"], 6)}
+    return trained.publish(history, {"examples": len(examples), "tokens": tokens, "loss": history[-1]["loss_ce"]})
 
 
 def _rl(context: StepContext) -> Mapping[str, Any]:
     from noria.inference import Engine
     from noria.posttraining.grpo import GrpoConfig, improve
+    from noria.stages.model_steps import TrainedModel
 
     config: _Rl = context.config
-    model, tokenizer = _open(context, context.inputs["model"])
-    reference = _open(context, context.inputs["model"])[0] if config.reference_kl else None
+    trained = TrainedModel(context)
+    model, tokenizer = trained.model, trained.tokenizer
     engine = Engine(model, tokenizer.end)
     settings = GrpoConfig(
         steps=config.steps,
@@ -224,29 +225,31 @@ def _rl(context: StepContext) -> Mapping[str, Any]:
             settings,
             tokenizer.pad,
             config.seed,
-            _progress(context),
+            trained.progress,
             _monitor,
-            reference,
+            trained.copy() if config.reference_kl else None,
         )
-    _save_model(context, model, context.inputs["model"], history)
     tenth = max(1, len(history) // 10)
-    return {
-        "success_first": round(sum(step["success"] for step in history[:tenth]) / tenth, 6),
-        "success_last": round(sum(step["success"] for step in history[-tenth:]) / tenth, 6),
-        "invalid_calls_last": round(history[-1]["invalid_calls"], 6),
+    metrics = {
+        "success_first": sum(step["success"] for step in history[:tenth]) / tenth,
+        "success_last": sum(step["success"] for step in history[-tenth:]) / tenth,
+        "invalid_calls_last": history[-1]["invalid_calls"],
     }
+    return trained.publish(history, metrics)
 
 
 def _evaluate(context: StepContext) -> Mapping[str, Any]:
     from noria.harness import regrade, replay, save
     from noria.inference import Engine
+    from noria.stages.model_steps import TrainedModel
 
     config: _Evaluation = context.config
     results: dict[str, Any] = {"models": {}, "differences": []}
     outcomes: dict[tuple[str, str], dict[str, float]] = {}
     total, done = len(config.order) * len(SPLITS), 0
     for name in config.order:
-        model, tokenizer = _open(context, context.inputs[name])
+        trained = TrainedModel(context, name)
+        model, tokenizer = trained.model, trained.tokenizer
         with _arena(config, tokenizer) as arena:
             for split in SPLITS:
                 context.report(done, total, "splits", f"{name} {split}")
@@ -350,33 +353,6 @@ def _differences(order: Sequence[str], outcomes: Mapping[tuple[str, str], Mappin
             change = paired_difference([after[task] for task in both], [before[task] for task in both])
             rows.append({"model": new, "than": old, "split": split, "success": change.as_json()})
     return rows
-
-
-def _open(context: StepContext, artifact: Artifact) -> tuple[Any, Tokenizer]:
-    import torch
-
-    from noria.data.tokenizer import Tokenizer
-    from noria.model import load_model
-
-    torch.set_num_threads(context.numerics.threads if context.numerics else 1)
-    return load_model(artifact.content), Tokenizer.load(artifact.content / "tokenizer.json")
-
-
-def _progress(context: StepContext) -> Any:
-    from noria.training import Progress
-
-    def tell(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        context.log(step, **metrics)
-        context.report(step + 1, steps, "steps")
-
-    return Progress(folder=context.progress, on_step=tell)
-
-
-def _save_model(context: StepContext, model: Any, parent: Artifact, history: Sequence[Mapping[str, float]]) -> None:
-    from noria.model import save_model
-
-    save_model(context.content, model, parent.content / "tokenizer.json")
-    (context.content / "history.json").write_text(json.dumps(list(history)) + "\n", encoding="utf-8")
 
 
 def _rollout_identity(config: Config, seed: int) -> dict[str, Any]:
