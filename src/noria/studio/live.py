@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ class LiveRun:
     def __init__(self, steps: Sequence[Step], console: Console) -> None:
         self.console = console
         self.stages: dict[str, list[str]] = {}
-        for step in sorted(steps, key=lambda step: step.stage):
+        for step in sorted(steps, key=lambda step: (step.stage == stage_word(step.stage), step.stage)):
             self.stages.setdefault(step.stage, []).append(step.name)
         self.order = [step.name for step in steps]
         self.progress: dict[str, Progress] = {}
@@ -129,10 +130,14 @@ def progress_text(progress: Progress) -> str:
     return "  ".join(part for part in parts if part)
 
 
+def stage_word(stage: str) -> str:
+    """ "s4_pretraining" -> "pretraining"; what is no stage (a loop) keeps its name."""
+    return re.sub(r"^s\d_", "", stage)
+
+
 def stage_title(stage: str) -> str:
     """ "s4_pretraining" -> "4 pretraining"."""
-    head, _, name = stage.partition("_")
-    return f"{head[1:]} {name.replace('_', ' ')}" if head[:1] == "s" and head[1:].isdigit() else stage
+    return re.sub(r"^s(\d)_", r"\1 ", stage).replace("_", " ")
 
 
 def main_numbers(metrics: Mapping[str, Any], most: int = 4) -> str:

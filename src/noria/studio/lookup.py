@@ -9,6 +9,7 @@ from pathlib import Path
 from noria.artifacts import Manifest, Step, Store, StoreError
 from noria.artifacts.lineage import closure
 from noria.recipe import Recipe
+from noria.studio.live import stage_word
 
 
 class NotFound(ValueError):
@@ -40,7 +41,7 @@ def select(steps: Sequence[Step], only: str | None, start: str | None) -> list[S
 def _named(steps: Sequence[Step], name: str) -> list[Step]:
     found = [step for step in steps if name in (step.name, *_spellings(step.stage))]
     if not found:
-        stages = list(dict.fromkeys(step.stage.partition("_")[2] or step.stage for step in steps))
+        stages = list(dict.fromkeys(stage_word(step.stage) for step in steps))
         names = [*sorted(stages), *(step.name for step in steps)]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -50,8 +51,9 @@ def _named(steps: Sequence[Step], name: str) -> list[Step]:
 
 def _spellings(stage: str) -> tuple[str, ...]:
     """s4_pretraining may be written 4, s4, pretraining or s4_pretraining."""
-    head, _, name = stage.partition("_")
-    return stage, head, head.removeprefix("s"), name
+    word = stage_word(stage)
+    head = stage.removesuffix(f"_{word}")
+    return stage, word, head, head.removeprefix("s")
 
 
 def model_folder(reference: str, store: Store) -> Path:
