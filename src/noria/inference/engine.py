@@ -187,8 +187,8 @@ class Engine:
         # Prompts of like length together: a row is padded only to the longest of its prefill chunk.
         arrivals.sort(key=lambda handle: len(handle.request.prompt_ids))
         first = len(self._running)
+        self._running += arrivals  # from here on an error in this step fails these too
         last_state_of_row = torch.cat([self._prefill(chunk, first) for chunk, first in _chunks(arrivals, first)])
-        self._running += arrivals
         self._lengths += [len(handle.request.prompt_ids) for handle in arrivals]
         self._sample(last_state_of_row, first)
         self._retire(first)

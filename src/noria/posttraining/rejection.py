@@ -23,8 +23,12 @@ def sample_and_keep(
     tasks_per_family: int,
     seed: int,
     report: Callable[[float, float, str, str], None],
+    only_correct: bool = True,
 ) -> tuple[list[tuple[Task, str]], dict[str, int]]:
-    """(task, reply) of the first sample of each task that passes every filter, and how many samples ended how."""
+    """(task, reply) of the first sample of each task that passes every filter, and how many samples ended how.
+
+    Without `only_correct` the first sample of each task is kept whatever it is worth.
+    """
     chosen = _per_family(tasks, tasks_per_family, seed)
     repeated = [task for task in chosen for _ in range(samples)]
     seeds = [seed_of("rejection", seed, task.id, index % samples) for index, task in enumerate(repeated)]
@@ -36,7 +40,7 @@ def sample_and_keep(
         for task, trace, score in zip(batch, traces, grade(batch, traces), strict=True):
             verdict = judge(trace, score)
             counts[verdict] += 1
-            if verdict == "kept":
+            if verdict == "kept" or not only_correct:
                 kept.setdefault(task.id, (task, trace.reply))
         report(start + len(batch), len(repeated), "samples", f"{len(kept)} tasks kept")
     return list(kept.values()), {f"samples_{name}": count for name, count in sorted(counts.items())}

@@ -23,6 +23,7 @@ class Config(BaseModel):
         default=1 / 3, gt=0, le=1, description="refuse a student above this share of the teacher"
     )
     tasks: int = Field(default=250, ge=1, description="training tasks a family that the teacher answers")
+    only_correct: bool = Field(default=True, description="keep the teacher's correct replies; false: all of them")
     draws: int = Field(default=12, ge=1, description="ids drawn from the teacher's distribution a token")
     teacher_weight: float = Field(default=0.7, ge=0, le=1, description="share of the loss that follows the logits")
     epochs: int = Field(default=6, ge=1, description="passes over the teacher's traces")
@@ -97,7 +98,14 @@ def _teacher_traces(context: StepContext) -> Mapping[str, Any]:
     teacher = TrainedModel(context)
     tasks = read_tasks(context.inputs["tasks"].content / "rl.jsonl")
     roll = roller(teacher.model, teacher.tokenizer, config.max_tokens, 0.7)
-    kept, counts = sample_and_keep(tasks, roll, 1, config.tasks, config.seed, context.report)
+    kept, counts = sample_and_keep(
+        tasks, roll, 1, config.tasks, config.seed, context.report, only_correct=config.only_correct
+    )
+    if not kept:
+        raise ValueError(
+            f"the teacher answered none of {sum(counts.values())} tasks correctly, so there is nothing to distil: train "
+            "it further, or set distillation.only_correct = false"
+        )
     examples = [example(teacher.tokenizer, task.messages, reply) for task, reply in kept]
     save_traces(context.content, examples, teacher_draws(teacher.model, examples, config.draws, config.seed))
     return {"traces": len(examples), **counts}
