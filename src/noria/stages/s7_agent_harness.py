@@ -38,7 +38,7 @@ class Config(_Section):
     tokens_per_turn: int = Field(default=12, ge=2, le=4096, description="sampled tokens a model call")
     demonstrations: int = Field(default=800, ge=1, description="demonstrated tasks of the cold start")
     completes: float = Field(
-        default=0.6, ge=0, le=1, description="share of demonstrations that go on at each further hop; the rest guess"
+        default=0.4, ge=0, le=1, description="share of demonstrations that go on at each further hop; the rest guess"
     )
     rehearsal: int = Field(
         default=400, ge=0, description="single-turn demonstrations mixed in, so that earlier skills stay"

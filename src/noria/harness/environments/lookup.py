@@ -41,6 +41,7 @@ HELDOUT_WORDS = (
 )
 TRAIN_HOPS = (1, 2, 2)  # two of three tasks need a second call
 HELDOUT_HOPS = (3,)
+GUESS = "50"
 FILES = range(4, 6 + 1)  # how many files a workspace has
 HELDOUT_TENTHS = range(0, 3)  # of all chains, by their digest
 
@@ -71,15 +72,16 @@ def gold(messages: Sequence[Message], seed: int) -> str:
 
 
 def hasty(completes: float) -> Callable[[Sequence[Message], int], str]:
-    """`gold`, but each time the chain goes on it gives up and guesses with probability 1 - `completes`.
+    """`gold`, but each time the chain goes on it gives up with probability 1 - `completes` and says a middling number.
 
-    Demonstrations of it teach the form of a call and, wrongly, to stop early: a bias for RL to remove.
+    Demonstrations of it teach the form of a call and, wrongly, to stop early: a bias for RL to remove. The number is
+    always the same: with `completes` below one half, giving up is then also what a greedy policy does. (Guesses spread
+    over ninety numbers would leave going on the likeliest single reply, and a greedy evaluation would see no bias.)
     """
 
     def policy(messages: Sequence[Message], seed: int) -> str:
-        generator = random.Random(seed)
-        if messages[-1].content.startswith("see ") and generator.random() >= completes:
-            return str(generator.randrange(10, 100))
+        if messages[-1].content.startswith("see ") and random.Random(seed).random() >= completes:
+            return GUESS
         return gold(messages, seed)
 
     return policy
