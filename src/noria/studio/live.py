@@ -156,7 +156,7 @@ def number(value: float) -> str:
         if abs(value) >= size:
             scale = 1e3 if letter == "k" else size
             return f"{value / scale:.3g}{letter}"
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.3g}"
+    return f"{value:.0f}" if float(value).is_integer() or abs(value) >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
