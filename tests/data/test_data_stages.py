@@ -79,7 +79,7 @@ def config(tmp_path_factory):
     ]
     declared = {"code": "python"}
     rows = [{"licence": "MIT", "language": declared.get(row["name"], ""), **row} for row in sources]
-    synthetic = {"families": ["addition", "boolean"], "documents": 40}
+    synthetic = {"families": {"addition": 40, "boolean": 40}}
     return s1.Config(licences=("MIT", "Apache-2.0"), sources=rows, synthetic=synthetic, most_record_bytes=60_000)
 
 

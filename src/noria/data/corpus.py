@@ -38,8 +38,8 @@ from noria.data.ledger import Ledger
 from noria.data.parallel import Workers, cores
 from noria.types import DOCUMENT_SCHEMA, Task, digest
 
-CHUNK_RECORDS, CHUNK_BYTES = 512, 3_000_000
-PROBE_DOCUMENTS = 512
+CHUNK_RECORDS, CHUNK_BYTES = 1024, 700_000
+PROBE_DOCUMENTS = 2048
 SMALL_BYTES = 5_000_000  # raw bytes below which starting processes takes longer than the work
 SHORTEST_AFTER_LINES = 100  # characters that must be left of a document after its repeated lines are gone
 

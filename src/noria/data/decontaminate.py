@@ -3,14 +3,15 @@
 A cheap probe looks for any 13-gram of a task (GPT-3). A shorter task is probed whole, from 5 words, and must stand
 alone in the document: "What is 3 + 1" is not in "What is 3 + 1 - 2?". A document that is hit gets a score for that
 task: 0.75 x the share of the question's n-grams found, weighted by rarity among the tasks (so that a template that all
-tasks share counts little), + 0.25 if the answer's words occur in it too.
+tasks share counts little), + up to 0.25 if the answer's words occur in it too (an answer that
+many tasks share, such as "true", adds little).
 
 Shapes: D documents of a batch, G n-grams of the registry.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,10 @@ class TaskIndex:
         self.tasks = [(task.family, task.id) for task in tasks]
         questions = hash_words(["\n".join(message.content for message in task.messages) for task in tasks])
         self.answers = _whole([task.answer for task in tasks])
+        shared = Counter(self.answers)
+        # How much an answer tells: 1 if only one task has it, towards 0 if all do ("true").
+        most = max(np.log(max(len(tasks), 2)), 1e-9)
+        self.surprise = [float(1 - np.log(shared[answer]) / most) for answer in self.answers]
         sizes = np.minimum(questions.counts, GRAM)
         owners: list[np.ndarray] = []
         hashes: list[np.ndarray] = []
@@ -54,11 +59,10 @@ class TaskIndex:
         hashed = np.concatenate([np.zeros(0, np.uint64), *hashes])
         pairs = np.unique(np.stack([hashed, owner.astype(np.uint64)], axis=1), axis=0)
         self.hashes, first, counts = np.unique(pairs[:, 0], return_index=True, return_counts=True)  # (G,)
-        self._owners = np.split(pairs[:, 1].astype(np.int64), first[1:]) if len(first) else []
+        self._owners, self._first = pairs[:, 1].astype(np.int64), np.append(first, len(pairs))
         self.rarity = np.log1p(len(tasks) / counts)  # (G,)
         self.weight = np.zeros(len(tasks))
-        for index, owned in enumerate(self._owners):
-            self.weight[owned] += self.rarity[index]
+        np.add.at(self.weight, self._owners, np.repeat(self.rarity, counts))
 
     def unprobed(self) -> dict[str, int]:
         """Tasks of each benchmark that are too short to look for."""
@@ -99,14 +103,15 @@ class TaskIndex:
     def _scores(self, places: set[int], own: np.ndarray) -> list[tuple[int, float]]:
         overlap: dict[int, float] = defaultdict(float)
         for place in sorted(places):
-            for owner in self._owners[place]:
+            for owner in self._owners[self._first[place] : self._first[place + 1]]:
                 overlap[int(owner)] += float(self.rarity[place])
         present = set(own.tolist())
         scores = []
         for owner, weight in overlap.items():
             answer = self.answers[owner]
             answered = bool(answer) and answer <= present
-            scores.append((owner, QUESTION * weight / float(self.weight[owner]) + ANSWER * answered))
+            credit = ANSWER * self.surprise[owner] * answered
+            scores.append((owner, QUESTION * weight / float(self.weight[owner]) + credit))
         return scores
 
 

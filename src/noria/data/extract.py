@@ -13,7 +13,6 @@ from typing import Literal
 Format = Literal["html", "markdown", "python", "verses", "dialogues", "jsonl", "text"]
 
 BLANK_RUNS = re.compile(r"\n{3,}")
-TRAILING = re.compile(r"[ \t]+\n")
 MARKDOWN_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 MARKDOWN_IMAGE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
 MARKDOWN_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\([^)\s]+(?: \"[^\"]*\")?\)")
@@ -31,7 +30,8 @@ def extract(raw: bytes, kind: Format) -> str:
     if not raw.strip():
         raise NoText("empty")
     text = _html(raw) if kind == "html" else PLAIN[kind](_decode(raw))
-    text = BLANK_RUNS.sub("\n\n", TRAILING.sub("\n", text.replace("\r\n", "\n").replace("\0", ""))).strip()
+    lines = map(str.rstrip, text.replace("\r\n", "\n").replace("\0", "").split("\n"))
+    text = BLANK_RUNS.sub("\n\n", "\n".join(lines)).strip()
     if not text:
         raise NoText("no text after extraction")
     return text

@@ -128,9 +128,8 @@ class RawIndex:
                 yield path, LINE_READERS[format](path, self.most)
         else:
             path = files / f"{name}.tar"
-            write_tar(path, ((item.name, item.raw) for item in members))
-            packed = archive_members(path, ("*",), (), self.most)
-            yield path, _dialogues(packed) if format == "dialogues" else packed
+            packed = write_tar(path, ((item.name, item.raw) for item in members))
+            yield path, _dialogues(packed) if format == "dialogues" else iter(packed)
 
     def _index(self, name: str, path: Path, found: Found, most_records: int | None) -> None:
         file = path.relative_to(self.content).as_posix()
@@ -167,9 +166,6 @@ class RawIndex:
         }
 
 
-def _dialogues(members: Found) -> Found:
+def _dialogues(members: Iterable[Record]) -> Found:
     for item in members:
-        if isinstance(item, Broken):
-            yield item
-        else:
-            yield from read_dialogues(item)
+        yield from read_dialogues(item)

@@ -195,13 +195,17 @@ def _next_member(data: bytes, start: int) -> int | None:
 # -- uncompressed tar, JSON lines, YAML dialogues --
 
 
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """Members without owner or date; equal members give equal bytes."""
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> list[Record]:
+    """An uncompressed tar without owners or dates (equal members give equal bytes); where each member's bytes lie."""
+    records = []
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         for name, raw in members:
             info = tarfile.TarInfo(name)
             info.size = len(raw)
             archive.addfile(info, io.BytesIO(raw))
+            padded = -(-len(raw) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            records.append(Record(name, archive.offset - padded, len(raw), raw))
+    return records
 
 
 def read_lines(path: Path, most_bytes: int) -> Found:

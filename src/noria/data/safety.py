@@ -22,8 +22,16 @@ LEXICON = {
 PATTERNS = {category: re.compile(rf"\b(?:{phrases})\b", re.IGNORECASE) for category, phrases in LEXICON.items()}
 
 
+# Every phrase holds one of these: finding substrings is many times as fast as the expressions.
+STEMS = "porn|xxx |hardcore|sex |nude pic|escort|blow|cumshot|cum shot|milf|hentai|bomb|explosive".split("|")
+STEMS += "nerve agent|sarin|ricin|synthesi|ghost gun|thermite".split("|")
+
+
 def unsafe_counts(text: str) -> dict[str, int]:
     """How often phrases of each category occur; categories without a hit are left out."""
+    lower = text.lower()
+    if not any(stem in lower for stem in STEMS):
+        return {}
     counts = {category: len(pattern.findall(text)) for category, pattern in PATTERNS.items()}
     return {category: count for category, count in counts.items() if count}
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from noria.artifacts import Step, StepContext
 from noria.data.fetch import Package
@@ -49,8 +49,9 @@ class SyntheticConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    families: tuple[str, ...] = Field(default=(), description="families of noria.evals.tasks")
-    documents: int = Field(default=6000, ge=1, description="documents a family; fewer where a family has fewer")
+    families: dict[str, PositiveInt] = Field(
+        default={}, description="documents of each family of noria.evals.tasks; no more than it has distinct problems"
+    )
     seed: int = Field(default=0, ge=0, description="seed of the generator")
     licence: str = Field(default="Apache-2.0", description="licence of the generated text")
 
@@ -135,17 +136,11 @@ def _pin(source: SourceConfig) -> dict[str, Any]:
 
 
 def _worked_examples(config: SyntheticConfig) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """(family, [(question, worked reply)]) of each family; a family that runs out gives what it has."""
-    from noria.evals.tasks import FamilyExhausted, demonstrate, generate
+    """(family, [(question, worked reply)]) of each family."""
+    from noria.evals.tasks import demonstrate, generate
 
-    for family in config.families:
-        count = config.documents
-        while True:
-            try:
-                tasks = generate(family, count, config.seed, split="pretraining")
-                break
-            except FamilyExhausted:
-                count //= 2
+    for family, count in sorted(config.families.items()):
+        tasks = generate(family, count, config.seed, split="pretraining")
         yield family, [(task.messages[-1].content, demonstrate(task)) for task in tasks]
 
 

@@ -39,7 +39,7 @@ class CorpusConfig(BaseModel):
     )
     line_kinds: tuple[str, ...] = Field(default=("crawl", "docs"), description="kinds whose repeated lines are dropped")
     most_line_documents: int = Field(default=6, ge=1, description="a line in more documents of its kind is dropped")
-    contamination_score: float = Field(default=0.5, gt=0, le=1, description="least score that drops a document")
+    contamination_score: float = Field(default=0.6, gt=0, le=1, description="least score that drops a document")
 
     def rules(self) -> Any:
         from noria.data.clean import CleanRules
