@@ -15,7 +15,7 @@ Format = Literal["html", "markdown", "python", "verses", "dialogues", "jsonl", "
 BLANK_RUNS = re.compile(r"\n{3,}")
 MARKDOWN_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 MARKDOWN_IMAGE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
-MARKDOWN_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\([^)\s]+(?: \"[^\"]*\")?\)")
+MARKDOWN_LINK = re.compile(r"\[([^\]]+)\]\([^)\s]+(?: \"[^\"]*\")?\)")
 MARKDOWN_TAG = re.compile(r"</?(?:img|video|source|br|div|p|a|span|sub|sup|details|summary|kbd)\b[^>]*>", re.IGNORECASE)
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 LICENCE_WORDS = re.compile(r"(?i)copyright|licen[cs]e|all rights reserved|spdx")
@@ -31,7 +31,9 @@ def extract(raw: bytes, kind: Format) -> str:
         raise NoText("empty")
     text = _html(raw) if kind == "html" else PLAIN[kind](_decode(raw))
     lines = map(str.rstrip, text.replace("\r\n", "\n").replace("\0", "").split("\n"))
-    text = BLANK_RUNS.sub("\n\n", "\n".join(lines)).strip()
+    text = "\n".join(lines).strip()
+    if "\n\n\n" in text:
+        text = BLANK_RUNS.sub("\n\n", text)
     if not text:
         raise NoText("no text after extraction")
     return text
@@ -61,8 +63,11 @@ def _html(raw: bytes) -> str:
 
 def _markdown(text: str) -> str:
     text = FRONT_MATTER.sub("", text.replace("\r\n", "\n"))
-    text = MARKDOWN_IMAGE.sub(r"\1", MARKDOWN_COMMENT.sub("", text))
-    return MARKDOWN_TAG.sub("", MARKDOWN_LINK.sub(r"\1", text))
+    if "](" in text:
+        text = MARKDOWN_LINK.sub(r"\1", MARKDOWN_IMAGE.sub(r"\1", text))
+    if "<" in text:
+        text = MARKDOWN_TAG.sub("", MARKDOWN_COMMENT.sub("", text))
+    return text
 
 
 def _python(text: str) -> str:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -68,18 +69,17 @@ class Workers:
         return self
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
-        for worker in self._processes:
-            if kind is not None:
-                worker.kill()
-            elif worker.stdin:
-                worker.stdin.close()
+        if kind is not None:
+            for worker in self._processes:
+                worker.kill()  # also ends the threads that wait for its answer
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
         for worker in self._processes:
+            assert worker.stdin and worker.stdout
+            with suppress(BrokenPipeError):  # what a dead worker never read can't be flushed
+                worker.stdin.close()
+            worker.stdout.close()
             worker.wait()
-            for pipe in (worker.stdin, worker.stdout):
-                if pipe and not pipe.closed and kind is None:
-                    pipe.close()
 
 
 def serve() -> None:
