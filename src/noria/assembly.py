@@ -14,6 +14,7 @@ from noria.loops.evals_to_pretraining import evals_to_pretraining
 from noria.loops.traffic_to_data import Config as TrafficRule
 from noria.loops.traffic_to_data import traffic_to_data
 from noria.recipe import Recipe
+from noria.stages import ablations
 from noria.stages import s1_raw_data as s1
 from noria.stages import s2_data_engineering as s2
 from noria.stages import s3_system_recipe as s3
@@ -47,6 +48,10 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
     plan = s3.plan(recipe.system, ladder, shards, tokenizer, run.seed)
 
     base = s4.base_model(recipe.pretraining, plan, shards, tokenizer, run.seed, threads)
+
+    if recipe.ablations:
+        arms = ablations.arms(recipe.ablations, recipe.posttraining, recipe.evaluation, base, registry, threads)
+        return [registry, raw, corpus, tokenizer, shards, ladder, plan, base, *arms]
 
     tasks = s5.tasks(recipe.posttraining, run.seed)
     cold_start = s5.cold_start(recipe.posttraining, base, tasks, run.seed, threads)

@@ -32,6 +32,7 @@ from noria.stages import (
     s8_distillation,
     s9_deployment,
 )
+from noria.stages.ablations import Config as AblationsConfig
 
 Where = tuple[str, int]  # file (or "--set"), line
 
@@ -69,6 +70,7 @@ class Recipe(BaseModel):
     harness: s7_agent_harness.Config = _defaults(s7_agent_harness.Config)
     distillation: s8_distillation.Config = _defaults(s8_distillation.Config)
     deployment: s9_deployment.Config = _defaults(s9_deployment.Config)
+    ablations: AblationsConfig | None = Field(default=None, description="arms to run instead of the nine stages")
 
 
 @dataclass(frozen=True)

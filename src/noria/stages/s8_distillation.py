@@ -103,8 +103,8 @@ def _teacher_traces(context: StepContext) -> Mapping[str, Any]:
     )
     if not kept:
         raise ValueError(
-            f"the teacher answered none of {sum(counts.values())} tasks correctly, so there is nothing to distil: train "
-            "it further, or set distillation.only_correct = false"
+            f"the teacher answered none of {sum(counts.values())} tasks correctly, so there is nothing to distil: "
+            "train it further, or set distillation.only_correct = false"
         )
     examples = [example(teacher.tokenizer, task.messages, reply) for task, reply in kept]
     save_traces(context.content, examples, teacher_draws(teacher.model, examples, config.draws, config.seed))
