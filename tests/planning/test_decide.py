@@ -95,15 +95,21 @@ def test_plan_is_plain_json_and_holds_no_clock():
     assert forecast(plan, 1e10)["seconds"] == plan["flops"] / 1e10
 
 
-def test_ladder_keeps_to_its_budget_with_equal_horizons_for_every_size():
+def test_ladder_gives_every_size_the_same_share_and_keeps_to_its_budget():
     models = [FAMILY.at(width) for width in (32, 64)]
-    plan = plan_ladder(models, 2e10, (0.25, 0.5, 1.0), rates=3, decay_share=0.4)
-    tokens = plan.batch_tokens * (0.6 * plan.horizons[-1] + 0.4 * sum(plan.horizons))
-    spent = tokens * sum(model.flops_per_token() for model in models)
-    spent += 3 * plan.horizons[1] * plan.batch_tokens * models[0].flops_per_token()
-    assert 0.8 * 2e10 < spent <= 2e10
+    plan = plan_ladder(models, 4e10, (0.25, 0.5, 1.0), rates=3, decay_share=0.4)
+    costs = [
+        plan.batch_tokens * (0.6 * steps[-1] + 0.4 * sum(steps)) * model.flops_per_token()
+        for model, steps in zip(plan.models, plan.horizons, strict=True)
+    ]
+    assert costs[0] == pytest.approx(costs[1], rel=0.1)
+    sweep = 3 * plan.sweep_steps * plan.batch_tokens * models[0].flops_per_token()
+    assert 0.85 * 4e10 < sum(costs) + sweep <= 4e10
 
 
 def test_a_ladder_too_small_to_train_says_how_much_it_needs():
-    with pytest.raises(BudgetError, match=r"system.ladder_flops = 1e\+07 leaves"):
-        plan_ladder([FAMILY.at(32), FAMILY.at(64)], 1e7, (0.25, 0.5, 1.0), rates=1, decay_share=0.4)
+    models = [FAMILY.at(32), FAMILY.at(64)]
+    with pytest.raises(BudgetError, match=r"system.ladder_flops = 1e\+07 leaves") as caught:
+        plan_ladder(models, 1e7, (0.25, 0.5, 1.0), rates=1, decay_share=0.4)
+    needed = float(str(caught.value).split("raise it to ")[1].split(",")[0])
+    assert plan_ladder(models, 1.1 * needed, (0.25, 0.5, 1.0), rates=1, decay_share=0.4).horizons[-1][0] >= 8

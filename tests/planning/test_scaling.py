@@ -10,7 +10,8 @@ from noria.planning import Law, Point, fit_law, fit_with_uncertainty, intervals,
 from noria.planning.scaling import heldout_error
 
 LAW = Law(E=1.7, A=400.0, alpha=0.34, B=410.0, beta=0.28)
-GRID = list(product((1e5, 3e5, 9e5), (5e5, 1e6, 2e6)))
+# Equal FLOPs a size, three horizons each, as planning.ladder plans them.
+GRID = [(n, 9e11 / n * share) for n, share in product((1e5, 3e5, 9e5), (0.25, 0.5, 1.0))]
 
 
 def ladder(noise: float = 0.0, seed: int = 0) -> list[Point]:
@@ -45,8 +46,14 @@ def test_prediction_interval_holds_the_truth_and_widens_with_distance():
 def test_prediction_interval_is_never_narrower_than_the_error_on_the_heldout_point():
     fit = fit_with_uncertainty(ladder(noise=0.01), samples=10)
     mean, low, high = predict(fit, 9e5, 2e6)
-    assert low <= mean * (1 - fit.heldout_error) + 1e-12
-    assert high >= mean * (1 + fit.heldout_error) - 1e-12
+    assert low <= mean * (1 - fit.heldout.error) + 1e-12
+    assert high >= mean * (1 + fit.heldout.error) - 1e-12
+
+
+def test_the_heldout_error_counts_for_more_further_out():
+    fit = fit_with_uncertainty(ladder(noise=0.01), samples=2)
+    mean, low, _ = predict(fit, 9e5 * 2, 9e6 * 2)  # two doublings out, held out at one
+    assert (mean - low) / mean >= 2 * fit.heldout.error - 1e-9
 
 
 def test_fit_is_deterministic():
@@ -55,10 +62,12 @@ def test_fit_is_deterministic():
     assert all(low <= high for low, high in intervals(first).values())
 
 
-def test_heldout_error_is_measured_on_the_point_of_most_compute():
+def test_heldout_error_is_measured_on_the_longest_horizon_of_each_size():
     points = ladder()
-    points[-1] = Point(points[-1].parameters, points[-1].tokens, points[-1].loss * 1.05)
-    assert heldout_error(points) == pytest.approx(0.05 / 1.05, rel=0.02)
+    points[2] = Point(points[2].parameters, points[2].tokens, points[2].loss * 1.05)
+    measured = heldout_error(points)
+    assert measured.error == pytest.approx(0.05 / 1.05, rel=0.02)
+    assert measured.distance == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from noria.data.tokenizer import train_tokenizer
 from noria.stages import s3_system_recipe as s3
 
 SMALL: dict[str, Any] = {
-    "ladder_flops": 1.2e9,
+    "ladder_flops": 2e9,
     "ladder_widths": (16, 32),
-    "ladder_horizons": (0.25, 0.5, 1.0),
+    "ladder_horizons": (0.35, 0.6, 1.0),
     "rate_sweep": (0.02, 0.05),
     "head_width": 16,
     "sequence_length": 32,
@@ -98,6 +98,7 @@ def test_the_budget_does_not_touch_the_ladder_and_its_own_fields_do(inputs: tupl
         ({"min_parameters": 200_000}, "above max_parameters"),
         ({"parameters": 5}, "outside min_parameters"),
         ({"parameters": 50_000, "train_tokens": 10**7}, 'set one of the two to "auto"'),
+        ({"ladder_batch_tokens": 33}, "not a multiple of sequence_length"),
         ({"batch_tokens": 33}, "not a multiple of sequence_length"),
     ],
 )

@@ -147,7 +147,7 @@ def _law(fit: Fit) -> dict[str, Any]:
     return {
         **numbers,
         "intervals": spread,
-        "heldout_error": round_to(fit.heldout_error, 3),
+        "heldout_error": round_to(fit.heldout.error, 3),
         "refits": len(fit.resampled),
     }
 

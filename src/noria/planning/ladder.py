@@ -1,20 +1,26 @@
-"""Which small runs a ladder's budget buys: the same token horizons for every size, and a sweep of the rate."""
+"""Which small runs a ladder's budget buys: an equal share of it for every size, and a sweep of the rate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from noria.model.config import ModelConfig
 from noria.planning.budget import BudgetError, batch_tokens
 
+# A horizon shorter than this is all warm-up and decay; and a ladder's runs keep about this many steps.
+FEWEST_STEPS, LADDER_STEPS = 8, 96
+
 
 @dataclass(frozen=True)
 class LadderPlan:
-    """Horizons in optimiser steps, shortest first, one batch size for all runs."""
+    """`horizons[i]` are those of `models[i]` in optimiser steps, shortest first; the sweep trains models[0] for
+    `sweep_steps`. One batch size and one warm-up for all runs."""
 
     models: tuple[ModelConfig, ...]
-    horizons: tuple[int, ...]
+    horizons: tuple[tuple[int, ...], ...]
+    sweep_steps: int
     batch_tokens: int
     warmup_steps: int
     flops: float
@@ -27,26 +33,28 @@ def plan_ladder(
     rates: int,
     decay_share: float,
     fixed_batch_tokens: int | None = None,
-    fewest_steps: int = 16,
 ) -> LadderPlan:
-    """The longest horizon D that `flops` buy for all models together, and `shares` of it.
+    """Each size gets the same FLOPs, so small ones see many tokens and large ones few.
 
-    Cost of one size: the longest stable part and a decay for each horizon, (1 - decay) D + decay * sum(shares) D tokens
-    (`training.ladder`). Every size sees the same horizons and the same batch, so that N and D are not confounded.
+    What is to be predicted lies further out in both N and D than the ladder can reach at once; this way the smallest
+    size reaches a D near it, and the largest an N near it, where equal horizons for all would leave D ten times short
+    (docs/stage3_system_recipe.md has the measurement). A size costs its longest stable part and a decay for each
+    horizon: (1 - decay) D + decay * sum(shares) D tokens. A rate of the sweep costs a run to the shortest horizon of
+    the smallest size.
     """
-    longest_share = max(shares)
-    per_token = sum(model.flops_per_token() for model in models)
-    per_horizon_token = per_token * ((1 - decay_share) * longest_share + decay_share * sum(shares)) / longest_share
-    smallest = min(models, key=lambda model: model.parameters())
-    middle = sorted(shares)[len(shares) // 2] / longest_share
-    per_horizon_token += rates * middle * smallest.flops_per_token() if rates > 1 else 0.0
-    longest_tokens = flops / per_horizon_token
-    batch = fixed_batch_tokens or batch_tokens(longest_tokens, smallest.context)
-    horizons = tuple(int(longest_tokens * share / longest_share / batch) for share in sorted(shares))
-    if horizons[0] < fewest_steps or len(set(horizons)) < len(horizons):
-        needed = flops * fewest_steps / max(longest_tokens * min(shares) / longest_share / batch, 1e-9)
+    models, shares = sorted(models, key=lambda model: model.parameters()), sorted(shares)
+    scale = 1.0 / shares[-1]
+    per_longest = (1 - decay_share) + decay_share * scale * sum(shares)
+    sweep = rates * scale * shares[0] if rates > 1 else 0.0
+    share = flops / (len(models) * per_longest + sweep)  # FLOPs of one run to a longest horizon
+    longest = [share / model.flops_per_token() for model in models]
+    batch = fixed_batch_tokens or batch_tokens(longest[-1], models[-1].context, LADDER_STEPS)
+    horizons = tuple(tuple(int(tokens * part * scale / batch) for part in shares) for tokens in longest)
+    if horizons[-1][0] < FEWEST_STEPS or len(set(horizons[-1])) < len(shares):
+        needed = flops * (FEWEST_STEPS + 1) * batch / (longest[-1] * shares[0] * scale)
         raise BudgetError(
-            f"system.ladder_flops = {flops:.3g} leaves {horizons[0]} steps of {batch} tokens for the shortest horizon; "
-            f"at least {fewest_steps} are needed: raise it to {needed:.2g} or drop a size from system.ladder_widths"
+            f"system.ladder_flops = {flops:.3g} leaves {horizons[-1][0]} steps of {batch} tokens for the shortest "
+            f"horizon of width {models[-1].width}; at least {FEWEST_STEPS} are needed: raise it to {needed:.2g}, "
+            "or drop the largest size from system.ladder_widths"
         )
-    return LadderPlan(tuple(models), horizons, batch, max(1, horizons[0] // 10), longest_tokens * per_horizon_token)
+    return LadderPlan(tuple(models), horizons, horizons[0][0], batch, max(1, math.ceil(horizons[-1][0] / 10)), flops)

@@ -60,7 +60,16 @@ class Fit:
     law: Law
     resampled: tuple[Law, ...]
     residuals: tuple[float, ...]  # of log loss, centred and scaled up for the degrees of freedom that the fit used
-    heldout_error: float  # relative error on the point of most compute, predicted from all others
+    heldout: HeldoutError
+    reach: tuple[float, float]  # the largest N and the largest D of the points
+
+
+@dataclass(frozen=True)
+class HeldoutError:
+    """Worst relative error on points that the fit did not see, and how far (in log N + log D) they lay beyond it."""
+
+    error: float
+    distance: float
 
 
 def fit_law(points: Sequence[Point], starts: int = 8) -> Law:
@@ -93,29 +102,39 @@ def fit_with_uncertainty(points: Sequence[Point], samples: int = 200, seed: int 
     for _ in range(samples):
         noisy_P = fitted_P * np.exp(rng.choice(residual_P, size=len(points)))
         resampled.append(_law(_polish(start, n_P, d_P, noisy_P)[1], n_P, d_P))
-    return Fit(law, tuple(resampled), tuple(float(r) for r in residual_P), heldout_error(points))
+    return Fit(
+        law, tuple(resampled), tuple(float(r) for r in residual_P), heldout_error(points), (n_P.max(), d_P.max())
+    )
 
 
-def heldout_error(points: Sequence[Point]) -> float:
-    """|predicted - measured| / measured at the point of most compute (N x D), fitted without it.
+def heldout_error(points: Sequence[Point]) -> HeldoutError:
+    """The error on each size's longest horizon, predicted from all shorter ones.
 
-    Residuals of fitted points cannot show that the form is wrong beyond them; this can. Where one point fewer is too
-    few to fit, the worst residual of the full fit stands in.
+    Residuals of fitted points cannot show that the form is wrong beyond them; this can. Where the shorter ones are too
+    few to fit, the worst residual of the full fit stands in, as if it were made at a doubling.
     """
-    largest = max(points, key=lambda point: point.parameters * point.tokens)
-    others = [point for point in points if point is not largest]
+    longest = {
+        n: max(point.tokens for point in points if point.parameters == n) for n in {p.parameters for p in points}
+    }
+    judged = [point for point in points if point.tokens == longest[point.parameters]]
+    shorter = [point for point in points if point.tokens < longest[point.parameters]]
     try:
-        law, judged = fit_law(others), [largest]
+        law = fit_law(shorter)
     except ValueError:
-        law, judged = fit_law(points), list(points)
-    return max(abs(law.loss(point.parameters, point.tokens) - point.loss) / point.loss for point in judged)
+        law, judged, distance = fit_law(points), list(points), float(np.log(2.0))
+    else:
+        seen = {n: max(p.tokens for p in shorter if p.parameters == n) for n in {p.parameters for p in shorter}}
+        distance = float(np.mean([np.log(longest[n] / seen[n]) for n in seen]))
+    worst = max(abs(law.loss(point.parameters, point.tokens) - point.loss) / point.loss for point in judged)
+    return HeldoutError(worst, distance)
 
 
 def predict(fit: Fit, parameters: float, tokens: float, level: float = 0.95) -> tuple[float, float, float]:
     """(loss, low, high) expected at N, D. The interval is that of a new run, not of the curve.
 
     It holds the spread of the refitted laws, each with one residual added (a run has noise of its own), and is never
-    narrower than the error made on the held-out point.
+    narrower than the error made on held-out points, taken to grow in proportion to the distance in log N + log D:
+    what bends away from the form bends further away further out.
     """
     mean = fit.law.loss(parameters, tokens)
     laws = fit.resampled or (fit.law,)
@@ -123,7 +142,9 @@ def predict(fit: Fit, parameters: float, tokens: float, level: float = 0.95) -> 
         [law.loss(parameters, tokens) * np.exp(residual) for law in laws for residual in (fit.residuals or (0.0,))]
     )
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return mean, min(float(low), mean * (1 - fit.heldout_error)), max(float(high), mean * (1 + fit.heldout_error))
+    distance = max(0.0, np.log(parameters / fit.reach[0])) + max(0.0, np.log(tokens / fit.reach[1]))
+    margin = min(0.5, fit.heldout.error * max(1.0, distance / fit.heldout.distance))
+    return mean, min(float(low), float(mean * (1 - margin))), max(float(high), float(mean * (1 + margin)))
 
 
 def intervals(fit: Fit, level: float = 0.95) -> dict[str, tuple[float, float]]:

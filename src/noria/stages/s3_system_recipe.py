@@ -23,10 +23,10 @@ class LadderConfig(BaseModel):
     ladder_flops: float = Field(default=1.5e12, gt=0, description="training FLOPs of all small runs together")
     ladder_widths: tuple[int, ...] = Field(default=(32, 64, 96), min_length=2, description="model widths of the ladder")
     ladder_horizons: tuple[float, ...] = Field(
-        default=(0.25, 0.5, 1.0), min_length=2, description="token horizons, as shares of the longest; 0 < share <= 1"
+        default=(0.35, 0.6, 1.0), min_length=2, description="token horizons, as shares of a size's longest; in (0, 1]"
     )
     rate_sweep: tuple[float, ...] = Field(
-        default=(0.02, 0.05, 0.12), min_length=1, description="learning rates tried on the smallest size"
+        default=(0.012, 0.03, 0.075), min_length=1, description="learning rates tried on the smallest size"
     )
     head_width: int = Field(
         default=32, ge=8, description="width of an attention head; model widths are multiples of it"
@@ -36,7 +36,9 @@ class LadderConfig(BaseModel):
     sequence_length: int = Field(default=256, ge=16, description="context of the model and length of a row, in tokens")
     decay_share: float = Field(default=0.4, gt=0, le=1, description="last share of a run spent decaying the rate to 0")
     heldout_rows: int = Field(default=16, ge=1, description="held-out rows a source that a loss is measured on")
-    batch_tokens: int | Auto = Field(default="auto", description="tokens an optimiser step, a multiple of the context")
+    ladder_batch_tokens: int | Auto = Field(
+        default="auto", description="tokens an optimiser step of the ladder's runs, a multiple of the sequence length"
+    )
 
     @model_validator(mode="after")
     def _check_ladder(self) -> Self:
@@ -49,11 +51,13 @@ class LadderConfig(BaseModel):
             raise ValueError(f"ladder_horizons must lie in (0, 1]; found {list(self.ladder_horizons)}")
         if not all(0 < rate <= 1 for rate in self.rate_sweep):
             raise ValueError(f"rate_sweep must lie in (0, 1]; found {list(self.rate_sweep)}")
-        if self.batch_tokens != "auto" and self.batch_tokens % self.sequence_length:
-            raise ValueError(
-                f"batch_tokens {self.batch_tokens} is not a multiple of sequence_length {self.sequence_length}"
-            )
+        _check_batch("ladder_batch_tokens", self.ladder_batch_tokens, self.sequence_length)
         return self
+
+
+def _check_batch(name: str, batch: int | Auto, sequence_length: int) -> None:
+    if batch != "auto" and (batch <= 0 or batch % sequence_length):
+        raise ValueError(f"{name} {batch} is not a multiple of sequence_length {sequence_length}")
 
 
 class Config(LadderConfig):
@@ -62,6 +66,9 @@ class Config(LadderConfig):
     flops: float = Field(default=6e12, gt=0, description="training FLOPs of the run to be planned")
     parameters: int | Auto = Field(default="auto", description="N, all parameters; the family's nearest size is taken")
     train_tokens: int | Auto = Field(default="auto", description="D, training tokens")
+    batch_tokens: int | Auto = Field(
+        default="auto", description="tokens an optimiser step, a multiple of the sequence length"
+    )
     learning_rate: float | Auto = Field(default="auto", description="peak learning rate, 0 < rate <= 1")
     min_parameters: int = Field(default=1, ge=1, description="serving limit: the smallest model worth serving")
     max_parameters: int = Field(default=10**12, ge=1, description="serving limit: the largest model that can be served")
@@ -73,6 +80,7 @@ class Config(LadderConfig):
 
     @model_validator(mode="after")
     def _check_budget(self) -> Self:
+        _check_batch("batch_tokens", self.batch_tokens, self.sequence_length)
         if self.min_parameters > self.max_parameters:
             raise ValueError(f"min_parameters {self.min_parameters} is above max_parameters {self.max_parameters}")
         if self.parameters != "auto" and not self.min_parameters <= self.parameters <= self.max_parameters:
@@ -149,7 +157,7 @@ def _run_ladder(context: StepContext) -> Mapping[str, Any]:
         sequence_length=config.sequence_length,
         decay_share=config.decay_share,
         heldout_rows=config.heldout_rows,
-        batch_tokens=None if config.batch_tokens == "auto" else config.batch_tokens,
+        batch_tokens=None if config.ladder_batch_tokens == "auto" else config.ladder_batch_tokens,
         seed=config.seed,
         threads=context.numerics.threads if context.numerics else 1,
     )

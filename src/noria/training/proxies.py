@@ -58,13 +58,14 @@ def run_ladder(settings: LadderSettings, progress: Path, report: Report) -> tupl
         models, settings.flops, settings.shares, len(settings.rates), settings.decay_share, settings.batch_tokens
     )
     runs = _Runs(settings, plan, weights, tokenizer.bos, progress, report)
-    smallest, middle = models[0], plan.horizons[len(plan.horizons) // 2]
-    sweep = [(rate, runs.losses(smallest, (middle,), rate)[0]) for rate in settings.rates if len(settings.rates) > 1]
+    smallest = plan.models[0]
+    tried = settings.rates if len(settings.rates) > 1 else ()
+    sweep = [(rate, runs.losses(smallest, (plan.sweep_steps,), rate)[0]) for rate in tried]
     best = best_rate(sweep) if sweep else settings.rates[0]
     points = []
-    for model in models:
+    for model, horizons in zip(plan.models, plan.horizons, strict=True):
         rate = learning_rate(best, plan.batch_tokens, plan.batch_tokens, smallest.width, model.width)
-        for horizon, loss in zip(plan.horizons, runs.losses(model, plan.horizons, rate), strict=True):
+        for horizon, loss in zip(horizons, runs.losses(model, horizons, rate), strict=True):
             points.append(
                 {
                     "width": model.width,
@@ -79,7 +80,11 @@ def run_ladder(settings: LadderSettings, progress: Path, report: Report) -> tupl
     result = {
         "points": points,
         "sweep": [
-            {"learning_rate": rate, "loss": loss if math.isfinite(loss) else None, "tokens": middle * plan.batch_tokens}
+            {
+                "learning_rate": rate,
+                "loss": loss if math.isfinite(loss) else None,
+                "tokens": plan.sweep_steps * plan.batch_tokens,
+            }
             for rate, loss in sweep
         ],
         "learning_rate": best,
