@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from noria.data.parallel import Workers, cores
 from noria.types import DOCUMENT_SCHEMA, Task, digest
 
 CHUNK_RECORDS, CHUNK_BYTES = 1024, 700_000
-PROBE_DOCUMENTS = 2048
+PROBE_DOCUMENTS, PROBE_CHARACTERS = 2048, 2_000_000
 SMALL_BYTES = 5_000_000  # raw bytes below which starting processes takes longer than the work
 SHORTEST_AFTER_LINES = 100  # characters that must be left of a document after its repeated lines are gone
 
@@ -178,12 +179,21 @@ def _chunks(raw: Path, facts: Mapping[str, Any]) -> Iterator[RawChunk]:
         rows = rows.take(sorted(range(len(rows)), key=rows.column("id").to_pylist().__getitem__))
         source = Source(name, fact["kind"], fact["licence"], fact["format"], fact["language"])
         lengths = rows.column("length").to_numpy()
-        start = 0
-        while start < len(rows):
-            size = int(np.searchsorted(np.cumsum(lengths[start : start + CHUNK_RECORDS]), CHUNK_BYTES)) + 1
-            stop = min(start + min(size, CHUNK_RECORDS), len(rows))
+        starts = _cuts(lengths.tolist(), CHUNK_RECORDS, CHUNK_BYTES)
+        for start, stop in pairwise([*starts, len(rows)]):
             yield RawChunk(source, raw, rows.slice(start, stop - start))
-            start = stop
+
+
+def _cuts(sizes: Sequence[int], most: int, most_size: int) -> list[int]:
+    """Where pieces begin that hold at most `most` items and, unless one item is larger, `most_size` in all."""
+    starts: list[int] = []
+    room = 0
+    for row, size in enumerate(sizes):
+        if not starts or row - starts[-1] == most or size > room:
+            starts.append(row)
+            room = most_size
+        room -= size
+    return starts
 
 
 def _drop_duplicates(
@@ -244,8 +254,8 @@ def _decontaminate(
 ) -> dict[str, Any]:
     index = TaskIndex(tasks)
     reasons = [""] * len(documents.texts)
-    starts = range(0, len(documents.texts), PROBE_DOCUMENTS)
-    batches = [documents.texts[start : start + PROBE_DOCUMENTS] for start in starts]
+    starts = _cuts([len(text) for text in documents.texts], PROBE_DOCUMENTS, PROBE_CHARACTERS)
+    batches = [documents.texts[start:stop] for start, stop in pairwise([*starts, len(documents.texts)])]
     hits: list[Hit] = []
     for number, found in enumerate(pool.map(partial(index.find, least=least), batches)):
         report(0.82 + 0.15 * number / len(batches), 1, "", "looking for evaluation tasks")
