@@ -6,19 +6,18 @@ a message for the user; only a defect gives a traceback.
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from noria.studio.output import console, print_json
 
+if TYPE_CHECKING:
     from noria.artifacts import Artifact, Step, Store
     from noria.recipe import Recipe
 
@@ -79,32 +78,31 @@ def run(
     from noria.studio.live import LiveRun, duration, total_seconds
     from noria.studio.lookup import run_name, select
 
-    _stop_on_terminate()
-    loaded, opened = _load(recipe, set_), _open(store)
-    steps = select(_build(loaded, turn, opened), only, from_)
-    console = _console()
-    live = LiveRun(steps, console)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops a run as Ctrl-C does
+    opened = _open(store)
+    loaded, steps = _steps(recipe, set_, turn, opened)
+    steps = select(steps, only, from_)
+    screen = console()
+    live = LiveRun(steps, screen)
     executor = Executor(
         opened, run_name(loaded, turn), strict_code=strict_code, repair=repair, on_progress=live.observe
     )
     try:
         with live:
             made = executor.run(steps, loaded.model_dump(mode="json"))
-    except Interrupted as stop:
-        console.print(live.table({}))
-        raise Interrupted(stop.step_name) from None
+    except Interrupted:
+        screen.print(live.table({}))
+        raise
     changed = [progress for progress in live.progress.values() if progress.status == "made"]
     promoted = _promote(opened, made)
     if changed:
-        console.print(live.table(made))
-        console.print(
-            f"\n{len(changed)} of {len(steps)} steps made in {duration(total_seconds(changed))}", style="bold"
-        )
+        screen.print(live.table(made))
+        screen.print(f"\n{len(changed)} of {len(steps)} steps made in {duration(total_seconds(changed))}", style="bold")
     else:
-        console.print(f"nothing to do: all {len(steps)} steps of {run_name(loaded, turn)} are made")
+        screen.print(f"nothing to do: all {len(steps)} steps of {run_name(loaded, turn)} are made")
     decision = made["verdict"].metrics.get("decision") if "verdict" in made else None
     if decision:
-        console.print(f"verdict: {decision}" + (f"; release/prod moved to {made['release'].key}" if promoted else ""))
+        screen.print(f"verdict: {decision}" + (f"; release/prod moved to {made['release'].key}" if promoted else ""))
     return NOT_RELEASED if require_release and decision != "release" else OK
 
 
@@ -121,11 +119,12 @@ def plan(
     from noria.studio import show
     from noria.studio.lookup import run_name
 
-    loaded, opened = _load(recipe, set_), _open(store)
-    planned = Executor(opened, run_name(loaded, turn)).plan(_build(loaded, turn, opened))
+    opened = _open(store)
+    loaded, steps = _steps(recipe, set_, turn, opened)
+    planned = Executor(opened, run_name(loaded, turn)).plan(steps)
     if json_:
-        return _print_json(show.plan_json(planned))
-    show.plan(_console(), planned, run_name(loaded, turn))
+        return print_json(show.plan_json(planned))
+    show.plan(console(), planned, run_name(loaded, turn))
     return OK
 
 
@@ -142,8 +141,8 @@ def why(
     opened = _open(store)
     found = explain(opened, opened.resolve(reference))
     if json_:
-        return _print_json(show.why_json(found))
-    show.why(_console(), found)
+        return print_json(show.why_json(found))
+    show.why(console(), found)
     return OK
 
 
@@ -177,8 +176,8 @@ def lineage(
         if document and not quoted:
             raise StoreError(f"no document {document!r} is among what {reference} was made from")
         if json_:
-            return _print_json({"artifacts": found, "raw_files": files, "records": quoted})
-        show.upstream(_console(), found, files, quoted)
+            return print_json({"artifacts": found, "raw_files": files, "records": quoted})
+        show.upstream(console(), found, files, quoted)
         return OK
     try:
         reached = graph.downstream(opened, reference, "user" if user else "source")
@@ -187,12 +186,12 @@ def lineage(
             raise
         later = dependents(opened, opened.resolve(reference))
         if json_:
-            return _print_json({"artifacts": later})
-        show.manifests(_console(), later)
+            return print_json({"artifacts": later})
+        show.manifests(console(), later)
         return OK
     if json_:
-        return _print_json(reached)
-    show.reached(_console(), reference, reached)
+        return print_json(reached)
+    show.reached(console(), reference, reached)
     return OK
 
 
@@ -210,9 +209,9 @@ def forget(
 
     reached = graph.forget(_open(store), what.value, name, reason)
     if json_:
-        return _print_json(reached)
-    show.reached(_console(), name, reached)
-    _console().print("All of them are marked. Take it out of the recipe, run it again, then `noria gc` frees the rest.")
+        return print_json(reached)
+    show.reached(console(), name, reached)
+    console().print("All of them are marked. Take it out of the recipe, run it again, then `noria gc` frees the rest.")
     return OK
 
 
@@ -241,8 +240,8 @@ def evaluate(
     started = time.monotonic()
     summary = evaluate_folder(folder, Asked(tasks, per_domain, max_tokens, temperature, seed), out)
     if json_:
-        return _print_json(summary)
-    show.evaluation(_console(), summary, time.monotonic() - started)
+        return print_json(summary)
+    show.evaluation(console(), summary, time.monotonic() - started)
     return OK
 
 
@@ -303,7 +302,7 @@ def report(
 
     opened = _open(store)
     if json_:
-        return _print_json(pages.data(opened, name))
+        return print_json(pages.data(opened, name))
     pages.write(opened, name, out)
     typer.echo(f"{out} written; open it in a browser")
     return OK
@@ -317,9 +316,9 @@ def doctor(store: StoreOption = None, json_: JsonOption = False) -> int:
 
     facts = examine(_open(store).root)
     if json_:
-        _print_json(facts)
+        print_json(facts)
     else:
-        show.facts(_console(), facts)
+        show.facts(console(), facts)
     return FAILED if any(fact.status == "bad" for fact in facts) else OK
 
 
@@ -335,8 +334,8 @@ def gc(
 
     found = collect(_open(store), apply=apply)
     if json_:
-        return _print_json(found)
-    show.garbage(_console(), found, apply)
+        return print_json(found)
+    show.garbage(console(), found, apply)
     return OK
 
 
@@ -376,22 +375,18 @@ def _code_of(error: Exception) -> int:
     return BAD_USE if isinstance(error, RecipeError) else FAILED
 
 
-def _load(path: Path, overrides: list[str] | None) -> Recipe:
-    from noria.recipe import load
-
-    return load(path, overrides or [])
-
-
 def _open(root: Path | None) -> Store:
     from noria.artifacts import Store
 
     return Store(root)
 
 
-def _build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
+def _steps(path: Path, overrides: list[str] | None, turn: int, store: Store) -> tuple[Recipe, list[Step]]:
     from noria.assembly import build
+    from noria.recipe import load
 
-    return build(recipe, turn, store)
+    recipe = load(path, overrides or [])
+    return recipe, build(recipe, turn, store)
 
 
 def _promote(store: Store, made: dict[str, Artifact]) -> bool:
@@ -401,30 +396,3 @@ def _promote(store: Store, made: dict[str, Artifact]) -> bool:
     from noria.stages.s9_deployment import promote
 
     return promote(store, made["verdict"], made["release"])
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False)
-
-
-def _print_json(value: Any) -> int:
-    typer.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=1))
-    return OK
-
-
-def _plain(value: Any) -> Any:
-    """Frozen values as JSON objects, everything else by its name."""
-    from dataclasses import asdict, is_dataclass
-
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
-
-
-def _stop_on_terminate() -> None:
-    """A polite kill (SIGTERM) stops a run as Ctrl-C does."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
