@@ -21,6 +21,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 demo: install
 	$(BIN)/noria run recipes/nano.toml
+	$(BIN)/noria report --out report.html
+	$(BIN)/noria plan recipes/nano.toml --turn 2
 
 test: install-dev
 	$(BIN)/python -m tests.browser_setup

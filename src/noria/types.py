@@ -1,6 +1,6 @@
 """The nouns that flow through every stage: Document, Task, Trace, Score (TokenBatch lives in training/batch.py).
 
-All are frozen values. In bulk a Document is a row of an Arrow table with `DOCUMENT_SCHEMA`, never a Python object per row.
+All are frozen values. In bulk a Document is a row of an Arrow table with `data.documents.DOCUMENT_SCHEMA`, never a Python object per row.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
-
-import pyarrow as pa
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
@@ -57,20 +55,6 @@ class Document:
     language: str
     origin: Origin
     signals: Mapping[str, float] = field(default_factory=dict)
-
-
-DOCUMENT_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("content_hash", pa.string()),
-        ("text", pa.large_string()),
-        ("source", pa.string()),
-        ("licence", pa.string()),
-        ("language", pa.string()),
-        ("origin", pa.struct([("file", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])),
-        ("signals", pa.map_(pa.string(), pa.float64())),
-    ]
-)
 
 
 @dataclass(frozen=True)

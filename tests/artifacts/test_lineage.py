@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from noria.artifacts import Executor, Step, StoreError
 from noria.artifacts.gc import collect
 from noria.artifacts.lineage import downstream, forget, marks, origins, raw_records, upstream
-from noria.types import DOCUMENT_SCHEMA
+from noria.data.documents import DOCUMENT_SCHEMA
 
 
 class Sources(BaseModel):

@@ -18,11 +18,12 @@ from pydantic import ValidationError
 from noria.artifacts import StepContext
 from noria.data import corpus as corpus_room
 from noria.data.clean import read_record
+from noria.data.documents import DOCUMENT_SCHEMA
 from noria.data.shards import TokenStream, heldout_rows
 from noria.data.tokenizer import Tokenizer
 from noria.stages import s1_raw_data as s1
 from noria.stages import s2_data_engineering as s2
-from noria.types import DOCUMENT_SCHEMA, GraderRef, Message, Task, digest, task_to_json
+from noria.types import GraderRef, Message, Task, digest, task_to_json
 
 NOUNS = "river wheel field mill road bridge village garden market harbour forest valley tower kitchen".split()
 VERBS = "turns lifts crosses feeds holds follows reaches fills carries joins passes opens guards leaves".split()

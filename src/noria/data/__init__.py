@@ -1,6 +1,5 @@
-"""Raw records to training tokens: read, clean, deduplicate, decontaminate, mix, tokenise."""
+"""Raw records to training tokens: read, clean, deduplicate, decontaminate, mix, tokenise.
 
-from noria.data.shards import ShardSet, TokenStream, heldout_rows
-from noria.data.tokenizer import Tokenizer, train_tokenizer
-
-__all__ = ["ShardSet", "TokenStream", "Tokenizer", "heldout_rows", "train_tokenizer"]
+Import from the modules: `noria.data.tokenizer`, `noria.data.shards`, `noria.data.pii` and so on. Nothing is loaded here, so
+that a stage's configuration can name a package without waiting for numpy and pyarrow.
+"""

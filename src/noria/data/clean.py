@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from noria.data import language, quality
 from noria.data.dedup import SIGNATURE, signatures
+from noria.data.documents import DOCUMENT_SCHEMA
 from noria.data.extract import Format, NoText, extract
 from noria.data.ledger import Ledger
 from noria.data.pii import redact
 from noria.data.quality import RULES, QualityRules
 from noria.data.readers import Broken, parse_warc_block
 from noria.data.safety import unsafe_counts, unsafe_reason
-from noria.types import DOCUMENT_SCHEMA, digest
+from noria.types import digest
 
 STEPS = ("extract", "language", "quality", "pii", "safety", "exact", "near", "lines", "decontaminate")
 # Signals of quality that are kept with a document; the others can be measured again from its text.

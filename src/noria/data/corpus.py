@@ -35,9 +35,10 @@ from noria.data.clean import (
     signature_matrix,
 )
 from noria.data.decontaminate import Hit, TaskIndex
+from noria.data.documents import DOCUMENT_SCHEMA
 from noria.data.ledger import Ledger
 from noria.data.parallel import Workers, cores
-from noria.types import DOCUMENT_SCHEMA, Task, digest
+from noria.types import Task, digest
 
 CHUNK_RECORDS, CHUNK_BYTES = 1024, 700_000
 PROBE_DOCUMENTS, PROBE_CHARACTERS = 2048, 2_000_000

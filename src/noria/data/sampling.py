@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from noria.data.documents import DOCUMENT_SCHEMA
 from noria.data.mixture import bounded_by_epochs, mixture_weights
 from noria.data.shards import LARGEST_VOCABULARY, write_shards
 from noria.data.tokenizer import Tokenizer
-from noria.types import DOCUMENT_SCHEMA, seed_of
+from noria.types import seed_of
 
 BATCH_CHARACTERS = 100_000
 

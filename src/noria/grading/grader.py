@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Literal, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from noria.sandbox import SandboxUnavailable
 from noria.types import GraderRef, Score, Task, Trace, digest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FailureReason = Literal["timeout", "crash", "sandbox", "invalid_task"]
 
@@ -116,7 +118,7 @@ class TextGrader:
     def _score(self, finding: Verdict | Failure) -> Score:
         if isinstance(finding, Failure):
             return Score("failed", self.ref, None, finding.reason, evidence=finding.evidence)
-        if not np.isfinite(finding.value):
+        if not math.isfinite(finding.value):
             return Score("failed", self.ref, None, "crash", evidence=f"the judge gave the value {finding.value}")
         components = dict(finding.components)
         return Score("graded", self.ref, float(finding.value), components=components, evidence=finding.evidence)
@@ -156,6 +158,8 @@ def rewards(scores: Sequence[Score]) -> tuple[np.ndarray, np.ndarray]:
     NaN and not 0, on purpose: whoever forgets the mask gets a loss that is not finite, and the guard stops the step,
     instead of a model that was quietly punished for a broken sandbox.
     """
+    import numpy as np
+
     mask = np.array([score.status == "graded" for score in scores], dtype=bool)
     values = np.array([np.nan if score.value is None else score.value for score in scores], dtype=np.float64)
     return values, mask

@@ -243,7 +243,7 @@ def _write_documents(path: Path, documents: Sequence[Document]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from noria.types import DOCUMENT_SCHEMA
+    from noria.data.documents import DOCUMENT_SCHEMA
 
     rows = [
         {**vars(document), "origin": vars(document.origin), "signals": sorted(document.signals.items())}
