@@ -1,7 +1,8 @@
 """One engine for rollouts, evaluations, judgements, teacher scores and served replies.
 
 A step is three things: admit waiting requests into free rows (one prefill a distinct prompt), decode one token for
-every running row, retire what has finished. Rows in use are kept dense, so decoding works on a plain slice of the cache.
+every running row, retire what has finished. Rows in use are kept dense, so decoding works on a plain slice of the
+cache.
 
 B rows in use, T prompt tokens, V vocabulary.
 """
@@ -59,7 +60,7 @@ class Handle:
         self.request, self.budget = request, budget
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
-        self.noise = request_noise(request.params)
+        self.noise = request_noise(request.params, budget)
         self._aborted = threading.Event()
         self._events: queue.SimpleQueue[int | Completion | BaseException] = queue.SimpleQueue()
         self._outcome: Completion | BaseException | None = None
@@ -80,6 +81,7 @@ class Handle:
                 yield event
             else:
                 self._outcome = event
+                self._events.put(event)  # wakes whoever else waits for this request
         if isinstance(self._outcome, BaseException):
             raise self._outcome
 
@@ -118,13 +120,15 @@ class Engine:
     # -- asking --
 
     def submit(self, request: Request) -> Handle:
-        """Queue a request. Raises RequestTooLong where the prompt fills the context."""
+        """Queue a request. Raises RequestTooLong where the prompt fills the context, ValueError for an unknown id."""
         room = self.context - len(request.prompt_ids)
         if room < 1 or not request.prompt_ids:
             raise RequestTooLong(
                 f"a prompt of {len(request.prompt_ids)} tokens does not fit: it needs 1 to {self.context - 1}, "
                 f"since the context of {self.context} tokens also holds the reply"
             )
+        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.model.config.vocab_size:
+            raise ValueError(f"a prompt holds a token id outside 0..{self.model.config.vocab_size - 1}")
         handle = Handle(request, min(request.params.max_tokens, room))
         with self._arrived:
             self._waiting.append(handle)
@@ -161,14 +165,20 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Advance every running request by one token; False when nothing is left to do."""
+        """Advance every running request by one token; False when nothing is left to do.
+
+        An error fails every request, waiting ones too, and is raised: no one waits for an engine that stopped.
+        """
         try:
             self._admit()
             self._decode()
         except BaseException as error:
-            for handle in self._running:
+            with self._arrived:
+                failed = [*self._running, *self._waiting]
+                self._running, self._lengths = [], []
+                self._waiting.clear()
+            for handle in failed:
                 handle.fail(error)
-            self._running, self._lengths = [], []
             raise
         return bool(self._running or self._waiting)
 
@@ -176,12 +186,12 @@ class Engine:
         """Prefill waiting requests into free rows; equal prompts are computed once and copied."""
         arrivals: list[Handle] = []
         with self._arrived:
+            aborted = [handle for handle in self._waiting if handle.aborted]
+            for handle in aborted:
+                self._waiting.remove(handle)
+                handle.finish("aborted", self.policy_version)
             while self._waiting and len(self._running) + len(arrivals) < self.max_rows:
-                handle = self._waiting.popleft()
-                if handle.aborted:
-                    handle.finish("aborted", self.policy_version)
-                else:
-                    arrivals.append(handle)
+                arrivals.append(self._waiting.popleft())
         if not arrivals:
             return
         # Prompts of like length together: a row is padded only to the longest of its prefill chunk.
@@ -271,8 +281,9 @@ def _chunks(handles: list[Handle], first: int) -> Iterator[tuple[list[Handle], i
 @torch.inference_mode()
 def score(model: Transformer, sequences: Sequence[Sequence[int]], rows: int = 64) -> list[list[float]]:
     """Log-probability of every token given those before it: one list a sequence, one shorter than the sequence."""
-    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     scores: list[list[float]] = [[] for _ in sequences]
+    scored = [index for index in range(len(sequences)) if len(sequences[index]) > 1]
+    order = sorted(scored, key=lambda index: len(sequences[index]))
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
         longest = max(len(sequences[index]) for index in chosen)

@@ -26,28 +26,32 @@ class SamplingParams(BaseModel):
     stop_ids: tuple[int, ...] = ()
 
 
-def request_noise(params: SamplingParams) -> np.ndarray:
-    """One uniform number in [0, 1) for each token the request may sample.
+def request_noise(params: SamplingParams, count: int) -> np.ndarray:
+    """`count` uniform numbers in [0, 1), one for each token the request may sample; fewer are a prefix of more.
 
     Drawn from the request's own counter-based stream, so that what a request samples does not depend on its neighbours.
     """
-    return np.random.Generator(np.random.Philox(key=params.seed & (2**64 - 1))).random(params.max_tokens)
+    return np.random.Generator(np.random.Philox(key=params.seed & (2**64 - 1))).random(count)
 
 
 def sample(logits_BV: Tensor, params: Sequence[SamplingParams], uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Token ids (B,) and their log-probabilities (B,).
 
     Inverse-CDF sampling: the token at which the cumulative probability passes the row's uniform number. Greedy rows
-    report the log-probability at temperature 1.
+    report the log-probability at temperature 1, of the whole vocabulary. No row depends on another.
     """
     temperature_B = torch.tensor([row.temperature for row in params], dtype=logits_BV.dtype)
     greedy_B = temperature_B == 0
-    logprobs_BV = (logits_BV / torch.where(greedy_B, 1.0, temperature_B)[:, None]).log_softmax(-1)
-    if any((row.top_k or row.top_p < 1.0) and row.temperature > 0 for row in params):
-        logprobs_BV = _truncate(logprobs_BV, params)
+    # Less the largest first: a temperature near 0 must not overflow.
+    shifted_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
+    logprobs_BV = (shifted_BV / torch.where(greedy_B, 1.0, temperature_B)[:, None]).log_softmax(-1)
+    cut = [place for place, row in enumerate(params) if row.temperature > 0 and (row.top_k or row.top_p < 1.0)]
+    if cut:
+        logprobs_BV[cut] = _truncate(logprobs_BV[cut], [params[place] for place in cut])
     cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-    # The last column may fall short of 1 by rounding: scale the target instead of trusting it.
-    target_B1 = uniform_B.double()[:, None] * cumulative_BV[:, -1:]
+    # The last column may fall short of 1 by rounding: scale the target instead of trusting it, and keep it below.
+    total_B1 = cumulative_BV[:, -1:]
+    target_B1 = torch.minimum(uniform_B.double()[:, None] * total_B1, torch.nextafter(total_B1, -total_B1))
     sampled_B = torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0].clamp_max(logits_BV.shape[1] - 1)
     token_B = torch.where(greedy_B, logits_BV.argmax(-1), sampled_B)
     return token_B, logprobs_BV.gather(1, token_B[:, None])[:, 0]

@@ -1,4 +1,7 @@
-"""A model on disk: a folder with config.json, model.safetensors and tokenizer.json, written whole or not at all."""
+"""A model on disk: a folder with model.safetensors, tokenizer.json and, written last, config.json.
+
+Without config.json a folder is no model, so one whose writing was interrupted is refused.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -38,11 +40,13 @@ def save_state(
 ) -> None:
     """As `save_model`, from bare tensors (quantised ones too). A tied head is stored once, as the embedding."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
     kept = {name: tensor.contiguous() for name, tensor in state.items() if not (config.tied and name == TIED)}
     save_file(kept, folder / "model.safetensors")
+    if tokenizer_json.resolve() != (folder / "tokenizer.json").resolve():
+        shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
     payload = {"model_type": "noria", "architecture": config.model_dump(), **(extra or {})}
     (folder / "config.json").write_text(json.dumps(payload, indent=1, sort_keys=True) + "\n")
-    shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -53,7 +57,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     try:
         payload = json.loads(path.read_text())
         return ModelConfig(**payload["architecture"]), payload
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+    except KeyError as error:
+        raise ModelFolderError(f"{path} does not describe a model that noria can read: no {error}") from error
+    except (OSError, TypeError, ValueError) as error:  # ValueError: not JSON, not UTF-8, or not a valid shape
         raise ModelFolderError(f"{path} does not describe a model that noria can read: {error}") from error
 
 
@@ -66,18 +72,35 @@ def load_model(folder: Path) -> Transformer:
         raise ModelFolderError(f"{folder / 'model.safetensors'} cannot be read: {error}") from error
     if "quantization" in payload:
         state = dequantise(state)
-    model = Transformer(config)
+    if config.tied and TIED in state:
+        raise ModelFolderError(f"{folder}: config.json says that the head is tied, but the weights hold a {TIED!r}")
     if config.tied and "embedding.weight" in state:
         state[TIED] = state["embedding.weight"]
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    model = Transformer(config)
+    _refuse_misfit(folder, model.state_dict(), state)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _refuse_misfit(folder: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raises ModelFolderError where names, shapes or number formats are not those of the model."""
+    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or unexpected:
         raise ModelFolderError(f"{folder}: weights do not fit config.json; missing {missing}, unexpected {unexpected}")
-    return model.eval()
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, and config.json asks for {tuple(wanted[name].shape)}"
+            raise ModelFolderError(f"{folder}: weights do not fit config.json; {name} is {shapes}")
+        if not tensor.is_floating_point():
+            raise ModelFolderError(f"{folder}: {name} holds {tensor.dtype}, but config.json names no quantization")
 
 
 def dequantise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights stored as `name` (int8, rows x columns) and `name.scale` (fp32, rows) -> fp32 weights."""
     scales = {name.removesuffix(".scale"): tensor for name, tensor in state.items() if name.endswith(".scale")}
+    for name, scale in scales.items():
+        if name not in state or scale.shape != state[name].shape[:1]:
+            raise ModelFolderError(f"{name}.scale has no matrix of {scale.numel()} rows to go with it")
     return {
         name: tensor.to(torch.float32) * scales[name][:, None] if name in scales else tensor
         for name, tensor in state.items()

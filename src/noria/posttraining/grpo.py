@@ -98,7 +98,7 @@ def annotate(
 
 def with_reference(batch: TokenBatch, reference: Transformer, weight: float = 1.0) -> TokenBatch:
     """`batch` with the reference model's log-probability of every target token and a KL weight where RL has one."""
-    assert batch.w_rl is not None
+    assert batch.w_rl is not None and batch.segment_BT is None
     logprobs = torch.tensor(score(reference, batch.tokens_BT.tolist()))
     values = {name: value for name, value in vars(batch).items() if name not in ("w_kl", "reference_logprob")}
     return TokenBatch(**values, w_kl=batch.w_rl * weight, reference_logprob=logprobs)
@@ -121,10 +121,13 @@ def improve(
     Step s uses prompts and seeds that are functions of (seed, s) alone, so an interrupted run continues exactly.
     """
 
+    if not tasks:
+        raise ValueError("reinforcement learning needs at least one task")
+
     def one_step(step: int) -> Annotated:
         chosen = step_tasks(tasks, config.prompts, step, seed)
         repeated = [task for task in chosen for _ in range(config.group)]
-        seeds = [seed_of(seed, step, task.id, index % config.group) for index, task in enumerate(repeated)]
+        seeds = [seed_of(seed, step, task.id, index) for index, task in enumerate(repeated)]
         model.eval()
         traces = roll(repeated, seeds)
         model.train()
@@ -150,12 +153,10 @@ def improve(
 
 def step_tasks(tasks: Sequence[Task], count: int, step: int, seed: int) -> list[Task]:
     """The tasks of `step`: passes over a reshuffled order, a pure function of (seed, step)."""
-    first = step * count
-    chosen = []
-    for position in range(first, first + count):
-        epoch, index = divmod(position, len(tasks))
-        chosen.append(_shuffled(len(tasks), seed, epoch)[index])
-    return [tasks[index] for index in chosen]
+    positions = range(step * count, (step + 1) * count)
+    epochs = range(positions[0] // len(tasks), positions[-1] // len(tasks) + 1)
+    orders = {epoch: _shuffled(len(tasks), seed, epoch) for epoch in epochs}
+    return [tasks[orders[position // len(tasks)][position % len(tasks)]] for position in positions]
 
 
 def _shuffled(count: int, seed: int, epoch: int) -> list[int]:

@@ -63,9 +63,12 @@ def judge(trace: Trace, score: Score) -> Verdict:
 
 
 def is_repetitive(text: str) -> bool:
-    """Whether one clause (between commas) comes three times or more."""
+    """Whether one clause (between commas) comes five times or more.
+
+    Honest work repeats too: a chain of four `or` has four equal steps, and 333 + 111 three.
+    """
     clauses = Counter(clause.strip() for clause in text.split(","))
-    return max(clauses.values()) >= 3
+    return max(clauses.values()) >= 5
 
 
 def _per_family(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:

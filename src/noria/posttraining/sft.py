@@ -55,7 +55,10 @@ def trace_examples(trace: Trace) -> list[Example]:
 
 
 def pack(examples: Sequence[Example], row_tokens: int, pad: int) -> TokenBatch:
-    """Rows of `row_tokens` holding whole examples one after another; each is its own segment. See `pack_order`."""
+    """Rows of `row_tokens` holding whole examples one after another; each is its own segment. See `pack_order`.
+
+    An example's first token is never trained on: nothing of its own document comes before it.
+    """
     return pack_order(examples, row_tokens, pad)[0]
 
 
@@ -82,12 +85,14 @@ def pack_order(examples: Sequence[Example], row_tokens: int, pad: int) -> tuple[
         stop = start + len(item.token_ids)
         tokens_BT[row, start:stop] = torch.tensor(item.token_ids)
         segment_BT[row, start:stop] = number
-        w_ce[row, start:stop] = torch.tensor(item.trained, dtype=torch.float32)
+        w_ce[row, start + 1 : stop] = torch.tensor(item.trained[1:], dtype=torch.float32)
     return TokenBatch(tokens_BT, w_ce[:, 1:], segment_BT), places
 
 
 def sft_steps(examples: Sequence[Example], config: SftConfig, seed: int) -> list[list[int]]:
     """Which examples each optimiser step of all epochs takes: every epoch reshuffled, steps of about equal tokens."""
+    if not examples:
+        raise ValueError("there are no examples to train on")
     steps: list[list[int]] = []
     for epoch in range(config.epochs):
         order = list(range(len(examples)))

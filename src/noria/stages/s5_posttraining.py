@@ -163,6 +163,8 @@ def _cold_start(context: StepContext) -> Mapping[str, Any]:
 
 
 def _reinforce(context: StepContext) -> Mapping[str, Any]:
+    import math
+
     from noria.posttraining import GrpoConfig, improve
     from noria.posttraining.rewards import TrainingGrader
     from noria.posttraining.task_set import read_tasks
@@ -187,8 +189,12 @@ def _reinforce(context: StepContext) -> Mapping[str, Any]:
         reference=reference,
     )
     last = history[-max(1, len(history) // 5) :]
-    mean_reward = sum(entry["reward"] for entry in last) / len(last)
-    return trained.publish(history, {"reward": mean_reward, "gap": history[-1].get("gap", 0.0)})
+    metrics = {}
+    for name in ("reward", "gap"):
+        measured = [entry[name] for entry in last if math.isfinite(entry[name])]  # NaN where every grading failed
+        if measured:
+            metrics[name] = sum(measured) / len(measured)
+    return trained.publish(history, metrics)
 
 
 def _rejection(context: StepContext) -> Mapping[str, Any]:

@@ -79,6 +79,11 @@ def train(
     progress, bounds = progress or Progress(), bounds or PolicyLoss()
     optimizer = MuonAdamW(model, config.learning_rate, config.weight_decay, muon=config.muon)
     history = _resume(model, optimizer, progress)
+    if len(history) > config.steps:
+        raise CheckpointError(
+            f"the checkpoint in {progress.folder} is of a run of at least {len(history)} steps, and this one has "
+            f"{config.steps}; remove it to start this step from its beginning"
+        )
     saved_at = time.monotonic()
     model.train()
     for step in range(len(history), config.steps):
@@ -87,7 +92,8 @@ def train(
             config.schedule, step, config.steps, config.warmup_steps, config.decay_share
         )
         metrics = optimiser_step(model, optimizer, annotated.batch, config, rate, bounds)
-        history.append({**metrics, **annotated.metrics})
+        # Plain floats: a checkpoint holds nothing else (numpy scalars could be saved, but not loaded).
+        history.append({name: float(value) for name, value in {**metrics, **annotated.metrics}.items()})
         _refuse_divergence(history)
         if progress.on_step:
             progress.on_step(step, config.steps, history[-1])
@@ -182,11 +188,14 @@ def loss_sums(model: Transformer, batch: TokenBatch, bounds: PolicyLoss) -> dict
 
 @torch.inference_mode()
 def mean_loss(model: Transformer, batches: Sequence[TokenBatch]) -> float:
-    """Cross-entropy in nats a token over `batches`, each token weighted by `w_ce`."""
+    """Cross-entropy in nats a token over `batches`, each token weighted by `w_ce`. Raises ValueError without any."""
     total, weight = 0.0, 0.0
     for batch in batches:
-        total += loss_sums(model, batch, PolicyLoss())["ce"].item()
-        weight += batch.w_ce.sum().item()
+        if bool((batch.w_ce != 0).any()):
+            total += loss_sums(model, batch, PolicyLoss())["ce"].item()
+            weight += batch.w_ce.sum().item()
+    if not weight:
+        raise ValueError("no token of these batches has a weight, so there is no loss to measure")
     return total / weight
 
 
@@ -208,6 +217,10 @@ def _resume(model: Transformer, optimizer: MuonAdamW, progress: Progress) -> His
         return []
     try:
         model.load_state_dict(state["model"])
+        saved = [group["kind"] for group in state["optimizer"]["param_groups"]]
+        own = [group["kind"] for group in optimizer.param_groups]
+        if saved != own:
+            raise ValueError(f"its optimiser's parts are {saved}, and this run's {own}")
         optimizer.load_state_dict(state["optimizer"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint in {progress.folder} is of another run's shape: {error}") from error

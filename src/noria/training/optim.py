@@ -19,7 +19,8 @@ class MuonAdamW(torch.optim.Optimizer):
     """Muon with the one-rate scaling of Moonlight (arXiv 2502.16982): each orthogonalised update is multiplied by
     0.2*sqrt(max(m, n)), which gives it AdamW's typical root mean square, so that both parts share rate and decay.
 
-    Decay applies to matrices only: norms and embeddings are not pulled to zero.
+    Decay applies to hidden matrices only: norms, embedding and head are not pulled to zero. Without `muon`, AdamW steps
+    the hidden matrices too, with their decay.
     """
 
     def __init__(
@@ -32,13 +33,12 @@ class MuonAdamW(torch.optim.Optimizer):
         muon: bool = True,
     ) -> None:
         hidden, other = partition(model)
-        if not muon:
-            hidden, other = [], hidden + other
-        shared = {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum, "betas": betas}
+        shared = {"lr": learning_rate, "momentum": momentum, "betas": betas}
+        groups = ((hidden, "muon" if muon else "adamw", weight_decay), (other, "adamw", 0.0))
         super().__init__(
             [
-                {"params": group, "kind": kind, **shared}
-                for group, kind in ((hidden, "muon"), (other, "adamw"))
+                {"params": group, "kind": kind, "weight_decay": decay, **shared}
+                for group, kind, decay in groups
                 if group
             ],
             {},
@@ -78,6 +78,7 @@ class MuonAdamW(torch.optim.Optimizer):
             state["second"].mul_(second_beta).addcmul_(parameter.grad, parameter.grad, value=1.0 - second_beta)
             first = state["first"] / (1.0 - first_beta ** state["step"])
             second = state["second"] / (1.0 - second_beta ** state["step"])
+            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
             parameter.addcdiv_(first, second.sqrt().add_(1e-8), value=-group["lr"])
 
 
