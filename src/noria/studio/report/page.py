@@ -17,7 +17,8 @@ from noria.studio.report.marks import At, filters, get
 from noria.studio.report.sankey import sankey
 from noria.types import split_thinking
 
-RL_CHARTS: tuple[tuple[str, tuple[str, ...], str], ...] = (  # title, the lines it holds (those that were logged), how y is written
+# Title, the lines that a chart holds (those that were logged), how y is written.
+RL_CHARTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("Reward: trained on, and exact", ("reward", "exact_reward", "success"), "decimals"),
     ("Gap: training grader minus exact", ("gap",), "decimals"),
     ("KL to the reference", ("kl", "loss_kl"), "decimals"),
