@@ -95,26 +95,24 @@ def demonstrate(task: Task) -> str:
 
 
 def _addition(generator: random.Random) -> Problem:
-    digits = generator.choice((2, 2, 3))
-    a, b = (generator.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
+    a, b = (generator.randrange(10, 100) for _ in range(2))
     steps, carry = [], 0
     for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
         total = int(x) + int(y) + carry
         steps.append(f"{x}+{y}+1={total}" if carry else f"{x}+{y}={total}")
         carry = total // 10
-    return _integer(f"What is {a} + {b}?", steps, a + b, (digits - 2) / 2 + 0.25)
+    return _integer(f"What is {a} + {b}?", steps, a + b, 0.75 if carry else 0.25)
 
 
 def _subtraction(generator: random.Random) -> Problem:
-    digits = generator.choice((2, 2, 3))
-    small, large = sorted(generator.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
+    small, large = sorted(generator.randrange(10, 100) for _ in range(2))
     steps, borrow = [], 0
     for x, y in zip(reversed(str(large)), reversed(str(small)), strict=True):
         top, bottom = int(x), int(y) + borrow
         left = f"1{x}" if top < bottom else x
         steps.append(f"{left}-{y}-1={int(left) - bottom}" if borrow else f"{left}-{y}={int(left) - bottom}")
         borrow = int(top < bottom)
-    return _integer(f"What is {large} - {small}?", steps, large - small, (digits - 2) / 2 + 0.25)
+    return _integer(f"What is {large} - {small}?", steps, large - small, 0.75 if large % 10 < small % 10 else 0.25)
 
 
 def _chain_sum(generator: random.Random) -> Problem:
@@ -145,19 +143,18 @@ def _integer(prompt: str, steps: list[str], answer: int, difficulty: float) -> P
 
 def _boolean(generator: random.Random) -> Problem:
     """A chain of and/or with negations, evaluated strictly from left to right, as the prompt says."""
-    size = generator.choice((3, 4, 5))
+    size = generator.choice((3, 4))
     literals = [(generator.random() < 0.4, generator.random() < 0.5) for _ in range(size)]
     operators = [generator.choice(("and", "or")) for _ in range(size - 1)]
     spelled = [f"not {_word(value)}" if negated else _word(value) for negated, value in literals]
     text = spelled[0] + "".join(f" {op} {literal}" for op, literal in zip(operators, spelled[1:], strict=True))
     values = [value != negated for negated, value in literals]
-    total, steps = values[0], [f"{spelled[0]} is {_word(values[0])}"]
+    total, steps = values[0], [_word(values[0])]
     for operator, value in zip(operators, values[1:], strict=True):
-        after = (total and value) if operator == "and" else (total or value)
-        steps.append(f"{_word(total)} {operator} {_word(value)} is {_word(after)}")
-        total = after
+        total = (total and value) if operator == "and" else (total or value)
+        steps.append(f"{operator} {_word(value)} is {_word(total)}")
     prompt = f"From left to right, what is {text}?"
-    return Problem(prompt, ", ".join(steps), _word(total), _word(total), (size - 3) / 2, {"chance": 0.5})
+    return Problem(prompt, ", ".join(steps), _word(total), _word(total), (size - 3) / 2 + 0.25, {"chance": 0.5})
 
 
 NAMES = ("Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jim", "Kim", "Leo", "Mia", "Ned", "Ola", "Pam")
@@ -165,7 +162,7 @@ RELATIONS = {"taller": ("tallest", "shortest"), "older": ("oldest", "youngest"),
 
 
 def _ordering(generator: random.Random) -> Problem:
-    size = generator.choice((3, 4))
+    size = 3
     people = generator.sample(NAMES, size)
     relation, (most, least) = generator.choice(list(RELATIONS.items()))
     facts = [f"{first} is {relation} than {second}." for first, second in pairwise(people)]
@@ -173,7 +170,7 @@ def _ordering(generator: random.Random) -> Problem:
     asks_most = generator.random() < 0.5
     answer = people[0] if asks_most else people[-1]
     prompt = f"{' '.join(facts)} Who is {most if asks_most else least}?"
-    return Problem(prompt, " > ".join(people), answer, answer, (size - 3) / 2 + 0.25, {"chance": 1 / size})
+    return Problem(prompt, " > ".join(people), answer, answer, 0.5, {"chance": 1 / size})
 
 
 def _word(value: bool) -> str:
@@ -192,8 +189,8 @@ STEPS: dict[str, tuple[str, Callable[[int, int], int]]] = {
 
 
 def _number_function(generator: random.Random) -> Problem:
-    count = generator.choice((1, 2, 2, 3))
-    chosen = [(generator.choice(list(STEPS)), generator.randrange(2, 10)) for _ in range(count)]
+    count = generator.choice((1, 2, 2))
+    chosen = [(generator.choice(list(STEPS)), generator.randrange(2, 20)) for _ in range(count)]
     words = [step.format(n=n) for step, n in chosen]
     expression, states = "x", []
     for step, n in chosen:
@@ -207,7 +204,7 @@ def _number_function(generator: random.Random) -> Problem:
 
     inputs = [generator.randrange(-9, 10) for _ in range(5)] + [0, 7]
     return _function(
-        f"Write f(x): {', then '.join(words)}.", words, f"def f(x): return {states[-1]}", reference, inputs, count
+        f"Write f(x): {', then '.join(words)}.", words, f"def f(x): return {states[-1]}", reference, inputs, count + 1
     )
 
 

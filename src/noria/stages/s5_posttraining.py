@@ -39,19 +39,19 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    demonstrations: int = Field(default=100, ge=1, description="cold-start demonstrations a reasoning family (K)")
+    demonstrations: int = Field(default=150, ge=1, description="cold-start demonstrations a reasoning family (K)")
     rl_tasks: int = Field(default=250, ge=1, description="training tasks a family for RL and rejection sampling")
     max_tokens: int = Field(default=72, ge=8, description="sampled tokens a reply, thinking included")
     training_grader: Literal["exact", "weak"] = Field(
         default="weak", description="weak: each domain's named weak twin rewards, the exact grader only watches"
     )
-    cold_start: Supervised = Supervised()
+    cold_start: Supervised = Supervised(epochs=3, batch_tokens=1024, learning_rate=3e-3)
     reasoning: Reinforced = Reinforced()
     rejection_samples: int = Field(default=4, ge=1, description="samples a task; the first that passes is kept")
     rejection_tasks: int = Field(default=100, ge=1, description="tasks a reasoning family that are sampled")
     general_demonstrations: int = Field(default=150, ge=1, description="helpful and safety demonstrations, each")
-    rejection: Supervised = Supervised(epochs=1, learning_rate=1e-3)
-    alignment: Reinforced = Reinforced(steps=15)
+    rejection: Supervised = Supervised(epochs=1, batch_tokens=1024, learning_rate=1e-3)
+    alignment: Reinforced = Reinforced(steps=15, learning_rate=3e-4)
 
 
 class TasksIdentity(BaseModel):
