@@ -97,7 +97,7 @@ def signed(value: float) -> str:
 
 
 def count(value: float) -> str:
-    return f"{value:,.0f}".replace(",", "\u2009")
+    return f"{value:,.0f}".replace(",", "\u202f")
 
 
 def size(value: float) -> str:
@@ -131,7 +131,7 @@ def p_value(value: float) -> str:
 
 
 def plain(value: float) -> str:
-    return f"{value:,}".replace(",", "\u2009") if isinstance(value, int) else f"{value:.4g}".replace("-", "−")
+    return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else f"{value:.4g}".replace("-", "−")
 
 
 FORMS: Mapping[str, Callable[[float], str]] = {
