@@ -215,3 +215,16 @@ def test_mean_loss_weighs_tokens_not_batches():
     assert mean_loss(model, [batch]) == pytest.approx(mean_loss(model, [unweighted, *batch.split(1)]), rel=1e-6)
     with pytest.raises(ValueError, match="no token"):
         mean_loss(model, [unweighted])
+
+
+def test_the_reported_loss_is_the_mean_over_weighted_tokens():
+    """Tokens count once however large their weight; with weights of 1 it is torch's own cross-entropy."""
+    batch = full_batch()
+    inside = (batch.w_ce > 0).float()
+    model = tiny()
+    with torch.no_grad():
+        logits = model(batch.tokens_BT[:, :-1])
+    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.tokens_BT[:, 1:], reduction="none")
+    for weight in (inside, batch.w_ce):
+        _, metrics = gradients(TokenBatch(batch.tokens_BT, weight), 2)
+        assert metrics["loss_ce"] == pytest.approx(((weight * each).sum() / inside.sum()).item(), rel=1e-5)
