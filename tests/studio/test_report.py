@@ -164,6 +164,10 @@ def test_an_empty_store_and_an_unknown_run_are_explained(store: Store, tmp_path:
         data(store, "nano")
 
 
+def test_mistakes_of_a_grader_are_counted_not_only_the_kept_examples(store: Store) -> None:
+    assert [row["mistakes_total"] for row in data(store)["graders"]] == [4, 4]  # one example is kept of each
+
+
 def test_reject_reasons_are_grouped_by_what_they_share(store: Store) -> None:
     assert general("exact duplicate of " + "ab" * 16) == "exact duplicate"
     assert general("boolean task " + "0f" * 16 + ", score 0.5") == "boolean task"

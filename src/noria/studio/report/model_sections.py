@@ -100,7 +100,7 @@ def graders(run: Run) -> list[dict[str, Any]]:
         fields = ("domain", "weak", "version", "true_positive", "false_positive", "counts")
         rows.append({"grader": name} | {field: row[field] for field in fields})
         rows[-1]["mistakes"] = row["mistakes"][:GRADER_MISTAKES]
-        rows[-1]["mistakes_total"] = len(row["mistakes"])
+        rows[-1]["mistakes_total"] = row["counts"]["bad_accepted"] + row["counts"]["good_rejected"]
     return sorted(rows, key=lambda row: (row["domain"], row["weak"]))
 
 
