@@ -112,6 +112,8 @@ def test_mixture_shares_a_kind_by_size_and_takes_overrides():
     assert weights == pytest.approx({"a": 0.6, "b": 0.2, "c": 0.2})
     changed = mixture_weights(kinds, {"a": 300, "b": 100, "c": 7}, {"crawl": 0.8, "books": 0.2}, {"c": 1.2, "x": 9})
     assert changed == pytest.approx({"a": 0.3, "b": 0.1, "c": 0.6})
+    sizes = {"a": 300, "b": 100}
+    assert mixture_weights(kinds, sizes, {"crawl": 1.0}, size_exponent=0.0) == pytest.approx({"a": 0.5, "b": 0.5})
     with pytest.raises(ValueError, match="no source"):
         mixture_weights(kinds, {"a": 1}, {"books": 1.0})
 

@@ -61,6 +61,7 @@ def build_shards(
     most_heldout_tokens: int,
     budget_tokens: int | None,
     most_epochs: float,
+    size_exponent: float,
     seed: int,
     report: Callable[..., None],
 ) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def build_shards(
     if traffic is not None:
         kinds["traffic"], tables["traffic"] = "traffic", _read_folder(traffic / "documents", "traffic")
     sizes = {source: _bytes(table) for source, table in tables.items()}
-    weights = mixture_weights(kinds, sizes, kind_weights, override)
+    weights = mixture_weights(kinds, sizes, kind_weights, override, size_exponent)
     facts: dict[str, dict[str, Any]] = {}
     done = 0
     for source, weight in sorted(weights.items()):

@@ -95,31 +95,26 @@ def demonstrate(task: Task) -> str:
 
 
 def _addition(generator: random.Random) -> Problem:
-    a, b = (generator.randrange(10, 100) for _ in range(2))
-    steps, carry = [], 0
-    for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
-        total = int(x) + int(y) + carry
-        steps.append(f"{x}+{y}+1={total}" if carry else f"{x}+{y}={total}")
-        carry = total // 10
-    return _integer(f"What is {a} + {b}?", steps, a + b, 0.75 if carry else 0.25)
+    a, b = generator.randrange(10, 100), generator.randrange(1, 20)
+    units = a % 10 + b % 10
+    tens = f"{a // 10}+{b // 10}" + ("+1" if units > 9 else "")
+    steps = [f"{a % 10}+{b % 10}={units}", f"{tens}={(a + b) // 10}"]
+    return _integer(f"What is {a} + {b}?", steps, a + b, 0.75 if units > 9 else 0.25)
 
 
 def _subtraction(generator: random.Random) -> Problem:
-    small, large = sorted(generator.randrange(10, 100) for _ in range(2))
-    steps, borrow = [], 0
-    for x, y in zip(reversed(str(large)), reversed(str(small)), strict=True):
-        top, bottom = int(x), int(y) + borrow
-        left = f"1{x}" if top < bottom else x
-        steps.append(f"{left}-{y}-1={int(left) - bottom}" if borrow else f"{left}-{y}={int(left) - bottom}")
-        borrow = int(top < bottom)
-    return _integer(f"What is {large} - {small}?", steps, large - small, 0.75 if large % 10 < small % 10 else 0.25)
+    a, b = generator.randrange(20, 100), generator.randrange(1, 20)
+    borrow = a % 10 < b % 10
+    units = f"{10 + a % 10 if borrow else a % 10}-{b % 10}={(a - b) % 10}"
+    tens = f"{a // 10}-{b // 10}" + ("-1" if borrow else "")
+    return _integer(f"What is {a} - {b}?", [units, f"{tens}={(a - b) // 10}"], a - b, 0.75 if borrow else 0.25)
 
 
 def _chain_sum(generator: random.Random) -> Problem:
     """reasoning-gym's `chain_sum`: its own prompt and answer; the worked steps are running totals."""
     from reasoning_gym.arithmetic.chain_sum import ChainSumConfig, ChainSumDataset
 
-    terms = generator.choice((3, 4))
+    terms = generator.choice((2, 3))
     config = ChainSumConfig(
         min_terms=terms, max_terms=terms, min_digits=1, max_digits=1, size=1, seed=generator.getrandbits(31)
     )
@@ -131,7 +126,7 @@ def _chain_sum(generator: random.Random) -> Problem:
         steps.append(f"{total}{operator}{term}={after}")
         total = after
     prompt = "What is " + " ".join(expression) + "?"
-    return _integer(prompt, steps, int(item["answer"]), (terms - 3) / 2 + 0.25)
+    return _integer(prompt, steps, int(item["answer"]), (terms - 2) / 2 + 0.25)
 
 
 def _integer(prompt: str, steps: list[str], answer: int, difficulty: float) -> Problem:

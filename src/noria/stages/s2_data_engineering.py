@@ -81,6 +81,9 @@ class ShardsConfig(BaseModel):
         default=None, ge=1, description="tokens that pretraining will see: bounds the epochs of small sources"
     )
     most_epochs: float = Field(default=4.0, gt=0, description="most passes over a source within the budget")
+    size_exponent: float = Field(
+        default=1.0, ge=0, le=1, description="a kind's weight is shared by size ** this: 1 in proportion, 0 equally"
+    )
     seed: int = Field(default=0, ge=0, description="which documents are taken where a source has more than its share")
 
 
@@ -205,6 +208,7 @@ def run_shards(context: StepContext) -> Mapping[str, Any]:
         most_heldout_tokens=config.heldout_tokens,
         budget_tokens=config.budget_tokens,
         most_epochs=config.most_epochs,
+        size_exponent=config.size_exponent,
         seed=config.seed,
         report=context.report,
     )

@@ -46,11 +46,11 @@ class Config(BaseModel):
         default="weak", description="weak: each domain's named weak twin rewards, the exact grader only watches"
     )
     cold_start: Supervised = Supervised(epochs=3, batch_tokens=1024, learning_rate=3e-3)
-    reasoning: Reinforced = Reinforced()
+    reasoning: Reinforced = Reinforced(prompts=32, learning_rate=2e-3)
     rejection_samples: int = Field(default=4, ge=1, description="samples a task; the first that passes is kept")
     rejection_tasks: int = Field(default=100, ge=1, description="tasks a reasoning family that are sampled")
     general_demonstrations: int = Field(default=150, ge=1, description="helpful and safety demonstrations, each")
-    rejection: Supervised = Supervised(epochs=1, batch_tokens=1024, learning_rate=1e-3)
+    rejection: Supervised = Supervised(epochs=3, batch_tokens=1024, learning_rate=2e-3)
     alignment: Reinforced = Reinforced(steps=15, learning_rate=3e-4)
 
 
