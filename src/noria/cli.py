@@ -146,7 +146,7 @@ def why(
     return OK
 
 
-@app.command(epilog="Examples: noria lineage release/prod --upstream    noria lineage stdlib --downstream")
+@app.command(epilog="Examples: noria lineage release/prod --upstream    noria lineage networkx_code --downstream")
 def lineage(
     reference: Annotated[
         str, typer.Argument(metavar="KEY|SOURCE", help="A key, alias or step; with --downstream also a source.")
@@ -195,7 +195,7 @@ def lineage(
     return OK
 
 
-@app.command(epilog="Example: noria forget source chatterbot-corpus --reason 'licence withdrawn'")
+@app.command(epilog="Example: noria forget source chatterbot --reason 'licence withdrawn'")
 def forget(
     what: Annotated[Forgettable, typer.Argument(help="What NAME is.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The source or the user.")],
