@@ -1,6 +1,7 @@
 """The nouns that flow through every stage: Document, Task, Trace, Score (TokenBatch lives in training/batch.py).
 
-All are frozen values. In bulk a Document is a row of an Arrow table with `data.documents.DOCUMENT_SCHEMA`, never a Python object per row.
+All are frozen values. In bulk a Document is a row of an Arrow table with `data.documents.DOCUMENT_SCHEMA`, never a
+Python object per row.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Document:
-    """One text with its provenance. `id` = digest(source, raw bytes); `content_hash` = digest of the text as it now is."""
+    """One text with its provenance. `id` = digest(source, raw bytes); `content_hash` = digest of the text as it is."""
 
     id: str
     content_hash: str
@@ -93,7 +94,7 @@ class Task:
 
 @dataclass(frozen=True)
 class ModelCall:
-    """One call of the policy: exactly the tokens it saw, what it sampled, and each token's log-probability as sampled."""
+    """One call of the policy: exactly the tokens it saw, what it sampled, and their log-probabilities as sampled."""
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -104,7 +105,7 @@ class ModelCall:
 
 @dataclass(frozen=True)
 class Node:
-    """One message of a trace. `parents` are node indices (several for a summary or a merge); `call` is set when sampled."""
+    """One message of a trace. `parents` are node indices (several for a summary or merge); `call` is set if sampled."""
 
     parents: tuple[int, ...]
     message: Message

@@ -17,8 +17,9 @@ def mixture_weights(
     """Weights that sum to 1 over the sources of non-zero size (bytes or tokens).
 
     A kind's weight is shared among its sources in proportion to size ** `size_exponent`: 1 in proportion, 0 equally;
-    below 1 lifts small sources, as for small languages in multilingual training (XLM-R, arXiv 1911.02116, uses 0.3). `override` then replaces the weights of
-    the sources that it names (loop B). Raises ValueError if nothing has a weight.
+    below 1 lifts small sources, as for small languages in multilingual training (XLM-R, arXiv 1911.02116, uses 0.3).
+    `override` then replaces the weights of the sources that it names (loop B). Raises ValueError if nothing has a
+    weight.
     """
     shares = {source: size**size_exponent for source, size in sizes.items() if size > 0}
     by_kind: dict[str, float] = {}
