@@ -32,7 +32,7 @@ check: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not slow' -x
+	$(BIN)/python -m pytest -m 'not slow' -x --numprocesses 2
 
 format: install-dev
 	$(BIN)/ruff format .
