@@ -31,7 +31,9 @@ class Config(BaseModel):
     arms: tuple[Arm, ...] = Field(default=("four_stages", "sft_alone", "sft_unlimited", "no_cold_start"), min_length=2)
     seeds: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=2, description="seeds of post-training")
     sft_alone_epochs: int = Field(default=8, ge=1, description="passes over the K demonstrations")
-    sft_unlimited_demonstrations: int = Field(default=1000, ge=1, description="demonstrations a family, seen once")
+    sft_unlimited_demonstrations: int = Field(
+        default=1000, ge=1, description="demonstrations a family (or all that it has), seen once"
+    )
 
 
 class Summary(BaseModel):
@@ -59,9 +61,9 @@ def arms(
 def _chain(arm: Arm, config: Config, posttraining: s5.Config, base: Step, seed: int, threads: int) -> list[Step]:
     if arm == "sft_unlimited":
         supervised = posttraining.cold_start.model_copy(update={"epochs": 1})
-        posttraining = posttraining.model_copy(
-            update={"demonstrations": config.sft_unlimited_demonstrations, "cold_start": supervised}
-        )
+        # It has no use for RL tasks: asking for none leaves a small family's problems to the demonstrations.
+        shown = {"demonstrations": config.sft_unlimited_demonstrations, "rl_tasks": 1}
+        posttraining = posttraining.model_copy(update={**shown, "cold_start": supervised})
     elif arm == "sft_alone":
         supervised = posttraining.cold_start.model_copy(update={"epochs": config.sft_alone_epochs})
         posttraining = posttraining.model_copy(update={"cold_start": supervised})
