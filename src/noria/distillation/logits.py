@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from noria.model import Transformer
-from noria.posttraining.sft import Example, SftConfig, pack_order, sft_steps
-from noria.training import Annotated, History, LoopConfig, Progress, TokenBatch, train
+from noria.posttraining.sft import Example, SftConfig, pack_order, sft_loop, sft_steps
+from noria.training import Annotated, History, Progress, TokenBatch, train
 
 
 def distil(
@@ -30,13 +30,6 @@ def distil(
     if not 0.0 <= teacher_weight <= 1.0:
         raise ValueError(f"teacher_weight must lie in [0, 1]; found {teacher_weight}")
     chosen = sft_steps(examples, config, seed)
-    loop = LoopConfig(
-        steps=len(chosen),
-        learning_rate=config.learning_rate,
-        schedule="linear",
-        warmup_steps=max(1, len(chosen) // 20),
-        weight_decay=0.0,
-    )
 
     def annotate(step: int) -> Annotated:
         batch = distillation_batch(
@@ -48,7 +41,7 @@ def distil(
         )
         return Annotated(batch)
 
-    return train(student, annotate, loop, progress)
+    return train(student, annotate, sft_loop(len(chosen), config), progress)
 
 
 def distillation_batch(

@@ -120,15 +120,19 @@ def fine_tune(
 ) -> History:
     """Train `model` in place on `examples`: linear decay to zero after a short warm-up."""
     steps = sft_steps(examples, config, seed)
-    loop = LoopConfig(
-        steps=len(steps),
-        learning_rate=config.learning_rate,
-        schedule="linear",
-        warmup_steps=max(1, len(steps) // 20),
-        weight_decay=0.0,
-    )
 
     def annotate(step: int) -> Annotated:
         return Annotated(pack([examples[index] for index in steps[step]], model.config.context, pad))
 
-    return train(model, annotate, loop, progress)
+    return train(model, annotate, sft_loop(len(steps), config), progress)
+
+
+def sft_loop(steps: int, config: SftConfig) -> LoopConfig:
+    """A short warm-up, then linear decay to zero; no weight decay."""
+    return LoopConfig(
+        steps=steps,
+        learning_rate=config.learning_rate,
+        schedule="linear",
+        warmup_steps=max(1, steps // 20),
+        weight_decay=0.0,
+    )

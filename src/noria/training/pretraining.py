@@ -13,9 +13,11 @@ from noria.training.loop import Annotated, History, LoopConfig, Progress, train
 def pretrain(model: Transformer, stream: TokenStream, config: LoopConfig, progress: Progress | None = None) -> History:
     """Train `model` in place on `stream`, whose batch at a step depends on (seed, step) alone: resume is exact."""
 
-    def annotate(step: int) -> Annotated:
-        tokens_BT, segment_BT = stream.batch(step)
-        every_target = torch.ones(tokens_BT.shape[0], tokens_BT.shape[1] - 1)
-        return Annotated(TokenBatch(torch.from_numpy(tokens_BT), every_target, torch.from_numpy(segment_BT)))
+    return train(model, lambda step: Annotated(batch_at(stream, step)), config, progress)
 
-    return train(model, annotate, config, progress)
+
+def batch_at(stream: TokenStream, step: int) -> TokenBatch:
+    """The batch of `step`, every target with weight 1."""
+    tokens_BT, segment_BT = stream.batch(step)
+    every_target = torch.ones(tokens_BT.shape[0], tokens_BT.shape[1] - 1)
+    return TokenBatch(torch.from_numpy(tokens_BT), every_target, torch.from_numpy(segment_BT))

@@ -17,10 +17,10 @@ from noria.data.tokenizer import Tokenizer
 from noria.model import ModelConfig, Transformer
 from noria.planning import ShapeFamily, best_rate, learning_rate
 from noria.planning.ladder import LadderPlan, plan_ladder
-from noria.training.batch import TokenBatch
 from noria.training.heldout import Heldout
 from noria.training.ladder import ladder_steps, train_horizons
 from noria.training.loop import LoopConfig
+from noria.training.pretraining import batch_at
 
 Report = Callable[..., None]
 
@@ -145,7 +145,12 @@ class _Runs:
             decay_share=self.settings.decay_share,
         )
         measured = train_horizons(
-            Transformer(model, seed=self.settings.seed), self._batch, horizons, config, self._measure, advance
+            Transformer(model, seed=self.settings.seed),
+            lambda step: batch_at(self.stream, step),
+            horizons,
+            config,
+            self._measure,
+            advance,
         )
         self.done = start + flops
         self.spent += flops
@@ -157,11 +162,6 @@ class _Runs:
     def _flops(self, model: ModelConfig, horizons: tuple[int, ...]) -> float:
         steps = ladder_steps(horizons, self.settings.decay_share)
         return steps * self.plan.batch_tokens * model.flops_per_token()
-
-    def _batch(self, step: int) -> TokenBatch:
-        tokens_BT, segment_BT = self.stream.batch(step)
-        weight = torch.ones(len(tokens_BT), self.settings.sequence_length)
-        return TokenBatch(torch.from_numpy(tokens_BT), weight, torch.from_numpy(segment_BT))
 
     def _measure(self, model: Transformer) -> float:
         return self.heldout.mean(self.heldout.losses(model))
