@@ -61,6 +61,12 @@ def test_types_are_strict(write, text: str, found: str):
     assert problem.found == found and problem.line == 5
 
 
+@pytest.mark.parametrize("rate", ["0.0", "-0.01", "5"])
+def test_a_learning_rate_out_of_range_is_refused_before_any_work(write, rate: str):
+    (problem,) = problems(write(MINIMAL + f"[pretraining]\nlearning_rate = {rate}\n"))
+    assert problem.field == "pretraining.learning_rate" and problem.line == 5 and "(0, 1]" in str(problem)
+
+
 def test_infinity_is_no_number(write):
     (problem,) = problems(write(MINIMAL + "[system]\nflops = inf\n"))
     assert problem.allowed == "a finite number" and problem.line == 5

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from noria.artifacts import Numerics, Step, StepContext
 
@@ -25,25 +25,27 @@ class Config(BaseModel):
     micro_batch_rows: int = Field(default=16, ge=1, description="rows a forward pass")
     heldout_rows: int = Field(default=32, ge=1, description="held-out rows a source that the final loss is measured on")
 
+    @field_validator("learning_rate")
+    @classmethod
+    def _check_rate(cls, value: float | Literal["auto"]) -> float | Literal["auto"]:
+        if value != "auto" and not 0 < value <= 1:
+            raise ValueError("must lie in (0, 1]")
+        return value
+
 
 class Identity(Config):
     seed: int = 0
 
 
-def base_model(
-    config: Config, plan: Step, shards: Step, tokenizer: Step, seed: int, threads: int, mixture: Step | None = None
-) -> Step:
-    """content: the model folder, history.json (a row a step) and heldout.json (loss and bits per byte by source).
-
-    `mixture` (loop B) replaces the shards' own weights.
-    """
+def base_model(config: Config, plan: Step, shards: Step, tokenizer: Step, seed: int, threads: int) -> Step:
+    """content: the model folder, history.json (a row a step) and heldout.json (loss and bits per byte by source)."""
     return Step(
         name="base_model",
         stage=STAGE,
         kind="model",
         version=1,
         config=Identity(**config.model_dump(), seed=seed),
-        inputs={"plan": plan, "shards": shards, "tokenizer": tokenizer} | ({"mixture": mixture} if mixture else {}),
+        inputs={"plan": plan, "shards": shards, "tokenizer": tokenizer},
         run=_run,
         numerics=Numerics(threads=threads),
     )
@@ -62,8 +64,6 @@ def _run(context: StepContext) -> Mapping[str, Any]:
     shards, tokenizer_json = context.inputs["shards"].content, context.inputs["tokenizer"].content / "tokenizer.json"
     plan = json.loads((context.inputs["plan"].content / "plan.json").read_text())
     weights = json.loads((shards / "shards.json").read_text())["weights"]
-    if "mixture" in context.inputs:
-        weights = json.loads((context.inputs["mixture"].content / "mixture.json").read_text())["weights"]
     length = plan["sequence_length"]
     stream = TokenStream(shards, weights, length, plan["batch_tokens"] // length, config.seed)
     loop = LoopConfig(
