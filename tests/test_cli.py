@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from noria.artifacts import Step, StepContext, Store
 from noria.cli import app, status_of
+from noria.deployment.traffic import user_digest
 
 COMMANDS = ("run", "plan", "why", "lineage", "forget", "eval", "chat", "serve", "report", "doctor", "gc")
 RECIPE = '[raw_data]\nlicences = ["Apache-2.0"]\nsources = []\n'
@@ -176,6 +177,17 @@ def test_why_and_lineage_tell_where_an_artifact_comes_from(here: Path, capsys):
 def test_an_unknown_name_is_one_message(here: Path, capsys, arguments: tuple[str, ...]):
     status, out, err = told(capsys, *arguments)
     assert status == 1 and out == "" and err.startswith("noria: ") and "Traceback" not in err
+
+
+def test_a_user_is_found_by_the_name_that_requests_gave(here: Path, capsys):
+    (here / "traffic.jsonl").write_text(json.dumps({"user": user_digest("jane")}) + "\n")
+    imported = Store(here / "store").import_content("traffic", here / "traffic.jsonl")
+    for name in ("jane", user_digest("jane")):
+        status, out, _ = told(capsys, "lineage", name, "--downstream", "--user", "--json")
+        assert status == 0 and imported.key in out
+        status, out, _ = told(capsys, "forget", "user", name, "--json")
+        assert status == 0 and imported.key in out
+    assert told(capsys, "forget", "user", "eve")[0] == 1
 
 
 def test_gc_shows_first_and_deletes_on_demand(here: Path, capsys):

@@ -163,7 +163,7 @@ def lineage(
     from noria.artifacts import StoreError
     from noria.artifacts import lineage as graph
     from noria.studio import show
-    from noria.studio.lookup import dependents, is_artifact
+    from noria.studio.lookup import dependents, is_artifact, logged_user
 
     if upstream and downstream:
         raise typer.BadParameter("give either --upstream or --downstream")
@@ -180,7 +180,9 @@ def lineage(
         show.upstream(console(), found, files, quoted)
         return OK
     try:
-        reached = graph.downstream(opened, reference, "user" if user else "source")
+        reached = (
+            graph.downstream(opened, logged_user(reference), "user") if user else graph.downstream(opened, reference)
+        )
     except StoreError:
         if user or not is_artifact(opened, reference):
             raise
@@ -206,8 +208,10 @@ def forget(
     """List and mark all that a source or user reached. Deletes nothing: it stays marked until made anew without it."""
     from noria.artifacts import lineage as graph
     from noria.studio import show
+    from noria.studio.lookup import logged_user
 
-    reached = graph.forget(_open(store), what.value, name, reason)
+    spelled = logged_user(name) if what is Forgettable.USER else name
+    reached = graph.forget(_open(store), what.value, spelled, reason)
     if json_:
         return print_json(reached)
     show.reached(console(), name, reached)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,13 @@ def model_folder(reference: str, store: Store) -> Path:
     if not (folder / "config.json").is_file():
         raise NotFound(f"{reference} is no model: {folder} has no config.json")
     return folder
+
+
+def logged_user(user: str) -> str:
+    """`user` as the traffic log spells it: a name becomes its digest; a digest, copied from the log, stays."""
+    from noria.deployment.traffic import user_digest
+
+    return user if re.fullmatch("[0-9a-f]{32}", user) else user_digest(user)
 
 
 def is_artifact(store: Store, reference: str) -> bool:
