@@ -59,8 +59,8 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
     rejection = s5.rejection_sft(recipe.posttraining, reasoning, tasks, run.seed, threads)
     aligned = s5.alignment_rl(recipe.posttraining, rejection, tasks, run.seed, threads)
 
-    hasty = s7.agent_demonstrations(recipe.harness, tokenizer, run.seed)
-    agent_start = s7.agent_cold_start(recipe.harness, aligned, hasty, run.seed, threads)
+    demonstrations = s7.agent_demonstrations(recipe.harness, tokenizer, run.seed)
+    agent_start = s7.agent_cold_start(recipe.harness, aligned, demonstrations, run.seed, threads)
     agent = s7.agent_rl(recipe.harness, agent_start, run.seed, threads)
     agent_results = s7.agent_evaluation(
         recipe.harness, {"agent_cold_start": agent_start, "agent_rl": agent}, run.seed, threads
@@ -116,7 +116,7 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
     return [
         *(registry, graders, raw, corpus, tokenizer, shards, ladder, plan, base),
         *(tasks, cold_start, reasoning, rejection, aligned),
-        *(hasty, agent_start, agent, agent_results),
+        *(demonstrations, agent_start, agent, agent_results),
         *(teacher_traces, student_base, student, control, quantised),
         *(*evaluations.values(), comparison, students),
         *((incumbent_evaluation,) if incumbent_evaluation else ()),

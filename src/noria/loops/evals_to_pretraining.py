@@ -1,4 +1,4 @@
-"""Loop B: what the released model is bad at gets more weight in the next pretraining mixture, by a stated rule.
+"""Loop B: what the verdict's chosen model is bad at gets more weight in the next pretraining mixture, by a rule.
 
 The rule. For a family f with n items, let high_f be the upper end of its 95% Wilson interval: what is certainly missing
 is deficit_f = max(0, target - high_f). A source s that teaches families F(s) gets

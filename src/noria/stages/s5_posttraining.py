@@ -43,7 +43,8 @@ class Config(BaseModel):
     rl_tasks: int = Field(default=250, ge=1, description="training tasks a family for RL and rejection sampling")
     max_tokens: int = Field(default=72, ge=8, description="sampled tokens a reply, thinking included")
     training_grader: Literal["exact", "weak"] = Field(
-        default="weak", description="weak: each domain's named weak twin rewards, the exact grader only watches"
+        default="weak",
+        description="weak: maths and code are rewarded by their named weak twins, the exact graders only watch",
     )
     cold_start: Supervised = Supervised(epochs=3, batch_tokens=1024, learning_rate=3e-3)
     reasoning: Reinforced = Reinforced(prompts=32, learning_rate=2e-3)

@@ -17,7 +17,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    student_width: int = Field(default=64, ge=16, description="the student's width; depth and heads shrink with it")
+    student_width: int = Field(
+        default=64, ge=16, description="the student's width; heads and feed-forward shrink with it"
+    )
     student_layers: int = Field(default=4, ge=1)
     largest_share: float = Field(
         default=1 / 3, gt=0, le=1, description="refuse a student above this share of the teacher"
@@ -74,7 +76,7 @@ def student_base(config: Config, teacher: Step, plan: Step, shards: Step, seed: 
 def student(
     config: Config, arm: Literal["distilled", "control"], base: Step, traces: Step, tasks: Step, seed: int, threads: int
 ) -> Step:
-    """`distilled`: traces and logits of the teacher. `control`: no teacher; the demonstrations, for as many tokens."""
+    """`distilled`: the teacher's traces and logits. `control`: no teacher; demonstrations, for about as many tokens."""
     return Step(
         "student" if arm == "distilled" else "student_control",
         STAGE,
