@@ -67,6 +67,19 @@ def test_a_learning_rate_out_of_range_is_refused_before_any_work(write, rate: st
     assert problem.field == "pretraining.learning_rate" and problem.line == 5 and "(0, 1]" in str(problem)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "deployment.verdict.primary=corect",
+        "deployment.verdict.guardrails=[{metric='harmful'}]",
+        "data.weights.crwl=0.1",
+    ],
+)
+def test_a_name_that_a_late_stage_would_not_know_is_refused_before_any_work(write, override: str):
+    (problem,) = problems(write(MINIMAL), override)
+    assert override.startswith(problem.field.removesuffix(".metric"))
+
+
 def test_infinity_is_no_number(write):
     (problem,) = problems(write(MINIMAL + "[system]\nflops = inf\n"))
     assert problem.allowed == "a finite number" and problem.line == 5

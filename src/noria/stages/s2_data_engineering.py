@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from noria.artifacts import Artifact, Step, StepContext
 
 STAGE = "s2_data_engineering"
+KINDS = ("crawl", "code", "books", "forums", "docs", "synthetic", "traffic")
 
 
 class CorpusConfig(BaseModel):
@@ -99,6 +100,13 @@ class Config(BaseModel):
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     shards: ShardsConfig = ShardsConfig()
+
+    @field_validator("weights")
+    @classmethod
+    def _kinds_exist(cls, value: dict[str, float]) -> dict[str, float]:
+        if unknown := sorted(set(value) - set(KINDS)):
+            raise ValueError(f"no kind is named {', '.join(unknown)}; there are {', '.join(KINDS)}")
+        return value
 
 
 class WeightedTokenizer(TokenizerConfig):

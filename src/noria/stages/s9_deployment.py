@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,8 @@ from noria.artifacts import Artifact, Numerics, Step, StepContext, Store
 STAGE = "s9_deployment"
 ALIAS = "release/prod"
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+# What deployment/candidates.py measures.
+Metric = Literal["correct", "helpful", "harmful_refused", "benign_answered", "agent_solved", "valid_calls"]
 
 
 class _Section(BaseModel):
@@ -25,7 +27,7 @@ class _Section(BaseModel):
 
 
 class RailConfig(_Section):
-    metric: str
+    metric: Metric
     margin: float = Field(default=0.05, gt=0, le=1, description="how much worse than the incumbent is still acceptable")
     floor: float = Field(default=0.0, ge=0, le=1, description="without an incumbent: the lower bound must exceed this")
 
@@ -33,7 +35,7 @@ class RailConfig(_Section):
 class VerdictConfig(_Section):
     """When a candidate is released; `noria.deployment.verdict` says how it is tested."""
 
-    primary: str = Field(default="correct", description="correct: right answers over maths, code and logic")
+    primary: Metric = Field(default="correct", description="correct: right answers over maths, code and logic")
     primary_test: str = Field(
         default="superior", pattern="^(superior|non_inferior)$", description="against the incumbent"
     )
