@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from noria.artifacts import Executor
+from noria.artifacts.files import sweep
 from noria.artifacts.locks import Busy, hold
 from noria.artifacts.manifest import MANIFEST
 
@@ -94,3 +95,13 @@ def test_importing_the_room_loads_no_heavy_package():
         "import sys, noria.artifacts; print([n for n in ('torch', 'pyarrow', 'scipy', 'fsspec') if n in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_next_run_sweeps_what_a_killed_process_was_deleting(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    trash = tmp_path / "trash"
+    for process in (dead.pid, os.getpid()):
+        (trash / f"key.{process}.0a").mkdir(parents=True)
+    sweep(trash)
+    assert [path.name for path in trash.iterdir()] == [f"key.{os.getpid()}.0a"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from noria.artifacts.aliases import now
 from noria.artifacts.errors import Damaged, Interrupted, StepFailed, StoreError, explain
+from noria.artifacts.files import sweep
 from noria.artifacts.locks import Busy, hold
 from noria.artifacts.manifest import Manifest, environment, plain_metrics
 from noria.artifacts.plan import Plan, PlannedStep, Planner
@@ -62,6 +63,7 @@ class Executor:
         """
         self.store.prepare()
         runs = self.store.runs
+        sweep(self.store.trash)
         with self.store.in_use(), _alive(self.store):
             plan = self._accept(self.plan(steps))
             number = runs.start_run(self.run_name, recipe or {})

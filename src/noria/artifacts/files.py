@@ -61,6 +61,14 @@ def remove_tree(folder: Path, trash: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def sweep(trash: Path) -> None:
+    """Delete what a killed process had renamed into `trash` and not yet deleted; a living one finishes its own."""
+    for doomed in trash.iterdir() if trash.is_dir() else ():
+        process = doomed.name.split(".")[-2]
+        if not Path("/proc", process).exists():
+            shutil.rmtree(doomed, ignore_errors=True)  # another run may sweep the same; gc reports what stays
+
+
 def tree_size(folder: Path) -> int:
     """Bytes of all files below `folder`; files that vanish meanwhile count nothing."""
     total = 0

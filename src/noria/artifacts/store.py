@@ -4,7 +4,7 @@ store.json            schema of the layout
 artifacts/<key>/      manifest.json, content/, observed/
 work/<key>/           half-done steps (work.py)
 aliases/, marks.jsonl pointers with history (aliases.py); what was asked to be forgotten (lineage.py)
-trash/                what was being deleted when a kill came; gc sweeps it
+trash/                what was being deleted when a kill came; the next run sweeps it
 damaged/              what was set aside because it was no longer what was published
 runs.sqlite           metrics and events of the runs (runs.py)
 locks/
