@@ -29,7 +29,6 @@ class GrpoConfig(BaseModel):
     steps: int = Field(ge=1, description="optimiser steps; each uses fresh rollouts once (exactly on-policy)")
     prompts: int = Field(default=24, ge=1, description="P, tasks a step")
     group: int = Field(default=8, ge=2, description="G, samples a task")
-    max_tokens: int = Field(default=64, ge=1, description="sampled tokens a reply")
     temperature: float = Field(default=1.0, gt=0)
     learning_rate: float = Field(default=5e-4, gt=0, le=1)
     advantage: Literal["mean", "std"] = Field(
@@ -56,13 +55,11 @@ def group_advantages(rewards: Sequence[float | None], form: Literal["mean", "std
     return [0.0 if reward is None else (reward - centre) / scale for reward in rewards]
 
 
-def annotate(
-    traces: Sequence[Trace], advantages: Sequence[float], pad: int, reference: Transformer | None = None
-) -> TokenBatch:
+def annotate(traces: Sequence[Trace], advantages: Sequence[float], pad: int) -> TokenBatch:
     """One row a chain of model calls, shortest first; sampled tokens carry the trace's advantage, all others no weight.
 
     Traces with advantage 0 carry no weight either: they add no gradient, but their tokens count in no average (DAPO's
-    filtering of groups without signal, arXiv 2503.14476). `reference` adds the KL term.
+    filtering of groups without signal, arXiv 2503.14476).
     """
     rows: list[tuple[Example, list[float], float]] = []
     for trace, advantage in zip(traces, advantages, strict=True):
@@ -86,14 +83,13 @@ def annotate(
         w_rl[index, :length] = trained.float()
         advantage_BT[index, :length] = trained * advantage
         behaviour[index, :length][trained] = torch.tensor(sampled_logprobs, dtype=torch.float32)
-    batch = TokenBatch(
+    return TokenBatch(
         tokens_BT,
         w_ce=torch.zeros(shape)[:, 1:],
         w_rl=w_rl[:, 1:],
         behaviour_logprob=behaviour[:, 1:],
         advantage=advantage_BT[:, 1:],
     )
-    return batch if reference is None else with_reference(batch, reference)
 
 
 def with_reference(batch: TokenBatch, reference: Transformer, weight: float = 1.0) -> TokenBatch:

@@ -211,7 +211,6 @@ def _rl(context: StepContext) -> Mapping[str, Any]:
         steps=config.steps,
         prompts=config.prompts,
         group=config.group,
-        max_tokens=config.tokens_per_turn,
         temperature=config.temperature,
         learning_rate=config.learning_rate,
         reference_kl=config.reference_kl,
@@ -260,7 +259,8 @@ def _evaluate(context: StepContext) -> Mapping[str, Any]:
                 budget = arena.budget(model.config.context)
                 for task, trace in zip(recorded.tasks, recorded.traces, strict=True):
                     replay(task, trace, tokenizer, arena.program, budget)
-                assert regrade(recorded, arena.grader) == recorded
+                if regrade(recorded, arena.grader) != recorded:
+                    raise ValueError(f"{name}, {split}: grading the recorded traces again gave other scores")
                 outcomes[name, split] = {
                     task.id: score.components["outcome"]
                     for task, score in zip(recorded.tasks, recorded.scores, strict=True)
