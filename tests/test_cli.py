@@ -208,8 +208,12 @@ def test_doctor_reports_every_fact_as_json(here: Path, capsys):
 
 
 SLOW_CHAIN = """
-    import sys, time, types
+    import signal, sys, time, types
     from pydantic import BaseModel
+
+    # As in a terminal, whoever started the tests: a shell gives its background jobs an ignored SIGINT to inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     from noria.artifacts import Step
 
     class Nothing(BaseModel):
