@@ -32,7 +32,8 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
     run, threads = recipe.run, recipe.run.threads
     numerics = Numerics(threads=threads)
 
-    # What everything is measured by comes first: stage 2 decontaminates against it, stage 5 is rewarded by it.
+    # What everything is measured by comes first: stage 2 decontaminates against the registry, and each grader's error
+    # rates are known before any of them rewards or judges.
     registry = s6.registry(recipe.evaluation)
     graders = s6.graders(recipe.evaluation)
 
