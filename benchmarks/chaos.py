@@ -4,13 +4,15 @@ compare every artifact key and every hash under content/ with an undisturbed run
     python -m benchmarks.chaos --recipe recipes/debug.toml --kills 20
     python -m benchmarks.chaos --quick          # a toy chain of steps in place of a recipe
 
-The killer stands outside: it watches the run database and the work folder, stops the process group to look, and kills
-it there. Exits with 1 on any difference, and if a stage or publication could not be hit.
+In the middle of a step the killer stands outside: it watches the run database, stops the process group to look, and
+kills it there. The instants of publication are aimed at from within, by `benchmarks.chaos_aim`. Exits with 1 on any
+difference, and if a stage or publication could not be hit.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -28,12 +30,12 @@ from typing import Any, Literal
 from benchmarks.report import Row, show
 from noria.artifacts.identity import file_hash
 
-Command = Callable[[Path], list[str]]
+Command = Callable[[Path], list[str]]  # the arguments of `python` that make a run in this store
 Moment = Literal["running", "before manifest", "before rename", "before clean-up", "after"]
 PUBLICATION: tuple[Moment, ...] = ("before manifest", "before rename", "before clean-up")
 POLL_SECONDS = 0.02
 STOP_SECONDS = 0.1  # a process that still runs after this was starting a child
-SLICE_SECONDS = 0.0002  # how long a publishing process runs between two looks at it
+SLICE_SECONDS = 0.0002  # between two looks at a process that is being stopped
 
 
 @dataclass(frozen=True)
@@ -142,24 +144,38 @@ def choose(steps: Sequence[StepFacts], kills: int, seed: int) -> list[Target]:
 
 
 def kill_at(
-    command: Sequence[str], store: Path, target: Target, steps: Sequence[StepFacts], log: Path, patience: float
+    arguments: Sequence[str], store: Path, target: Target, steps: Sequence[StepFacts], log: Path, patience: float
 ) -> Kill:
-    """Start the command, wait for the moment, kill its process group. Where the moment is missed, kill at once."""
-    with log.open("a") as out, Victim(command, out) as victim:
-        landed_step, landed = _await(victim, store, target, steps, patience)
+    """Start the run, wait for the moment, kill its process group. Where the moment is missed, kill at once."""
+    if target.moment in PUBLICATION:
+        later = [step.key for step in steps if step.position > target.step.position]
+        aim = json.dumps({"key": target.step.key, "moment": target.moment, "later": later})
+        arguments = ["-m", "benchmarks.chaos_aim", aim, *arguments[1:]]
+    previous = latest_run(store)
+    with log.open("a") as out, Victim([sys.executable, *arguments], out) as victim:
+        if target.moment in PUBLICATION:
+            landed_step, landed = _await_end(victim, store, previous, target, patience)
+        else:
+            landed_step, landed = _await(victim, store, previous, target, steps, patience)
         victim.check(log)
     stage = next((step.stage for step in steps if step.name == landed_step), "")
     aimed = f"{target.moment} {target.fraction:.0%}" if target.moment == "running" else target.moment
     return Kill(target.step.stage, target.step.name, aimed, stage, landed_step, landed)
 
 
+def _await_end(victim: Victim, store: Path, previous: int, target: Target, patience: float) -> tuple[str, Moment]:
+    """Return, with the victim dead by its own aim, the step and moment where it was."""
+    victim.wait(patience, target.step.name)
+    now = current_step(store, after_run=previous)
+    return (now["step_name"], moment_of(store, now)) if now and victim.killed() else ("", "after")
+
+
 def _await(
-    victim: Victim, store: Path, target: Target, steps: Sequence[StepFacts], patience: float
+    victim: Victim, store: Path, previous: int, target: Target, steps: Sequence[StepFacts], patience: float
 ) -> tuple[str, Moment]:
     """Return, with the victim stopped or ended, the step and moment where it is."""
     began, entered = time.monotonic(), 0.0
     positions = {step.key: step.position for step in steps}
-    previous = latest_run(store)
     while not victim.ended():
         if time.monotonic() - began > patience:
             raise SystemExit(f"the run did not reach {target.step.name} within {patience:.0f} s; it hangs")
@@ -169,24 +185,12 @@ def _await(
             continue
         if now["key"] == target.step.key and now["status"] == "running":
             entered = entered or time.monotonic()
-            if target.moment == "running" and time.monotonic() - entered < target.fraction * target.step.seconds:
+            if time.monotonic() - entered < target.fraction * target.step.seconds:
                 time.sleep(POLL_SECONDS / 4)
                 continue
-            if target.moment != "running":
-                time.sleep(SLICE_SECONDS)
-                continue
         victim.stop()
-        moment = moment_of(store, now)
-        if target.moment in PUBLICATION and moment in PUBLICATION and _earlier(moment, target.moment):
-            victim.go_on()
-            time.sleep(SLICE_SECONDS)
-            continue
-        return now["step_name"], moment
+        return now["step_name"], moment_of(store, now)
     return "", "after"
-
-
-def _earlier(one: Moment, other: Moment) -> bool:
-    return PUBLICATION.index(one) < PUBLICATION.index(other)
 
 
 def moment_of(store: Path, now: dict[str, Any]) -> Moment:
@@ -216,9 +220,18 @@ class Victim:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
+    def killed(self) -> bool:
+        return self.process.poll() == -signal.SIGKILL
+
+    def wait(self, patience: float, step: str) -> None:
+        try:
+            self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            raise SystemExit(f"the run did not reach {step} within {patience:.0f} s; it hangs") from None
+
     def check(self, log: Path) -> None:
         """Fail the benchmark if the command failed of itself: then there is nothing to compare."""
-        if self.process.poll() not in (None, 0):
+        if not self.killed() and self.process.poll() not in (None, 0):
             raise SystemExit(f"the command failed with {self.process.returncode}:\n{log.read_text()[-3000:]}")
 
     def stop(self) -> None:
@@ -245,7 +258,8 @@ class Victim:
             os.killpg(self.process.pid, number)
 
 
-def finish(command: Sequence[str], log: Path) -> None:
+def finish(arguments: Sequence[str], log: Path) -> None:
+    command = [sys.executable, *arguments]
     with log.open("a") as out:
         code = subprocess.run(command, stdout=out, stderr=out).returncode
     if code:
@@ -322,9 +336,9 @@ def main() -> int:
     if not options.quick and options.recipe is None:
         parser.error("name a recipe with --recipe, e.g. recipes/debug.toml, or use --quick")
     if options.quick:
-        prefix = [sys.executable, "-m", "benchmarks.chaos_chain"]
+        prefix = ["-m", "benchmarks.chaos_chain"]
     else:
-        prefix = [sys.executable, "-m", "noria", "run", str(options.recipe)]
+        prefix = ["-m", "noria", "run", str(options.recipe)]
     with tempfile.TemporaryDirectory(prefix="noria-chaos-") as folder:
         kills = min(options.kills, 10) if options.quick else options.kills
         outcome = storm(lambda store: [*prefix, "--store", str(store)], Path(folder), kills, options.seed)
