@@ -48,6 +48,11 @@ def grader_ref(name: str) -> GraderRef:
     return grader_for(name).ref
 
 
+def grader_versions() -> dict[str, str]:
+    """The current version of every grader: part of the identity of whatever a grader decides on."""
+    return {name: grader_ref(name).version for name in sorted(GRADERS)}
+
+
 __all__ = [
     "GRADERS",
     "WEAK_TWINS",
@@ -60,6 +65,7 @@ __all__ = [
     "failures",
     "grader_for",
     "grader_ref",
+    "grader_versions",
     "helpful_grader",
     "logic_grader",
     "maths_grader",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from noria.artifacts import Numerics, Step, StepContext
+from noria.grading import grader_versions
 
 STAGE = "s5_posttraining"
 
@@ -73,6 +74,7 @@ class ReinforcedIdentity(Reinforced):
     max_tokens: int
     training_grader: Literal["exact", "weak"]
     domains: tuple[str, ...]
+    graders: dict[str, str] = Field(description="version of each grader: another reward makes another model")
     seed: int
 
 
@@ -80,6 +82,7 @@ class RejectionIdentity(Supervised):
     max_tokens: int
     samples: int
     tasks: int
+    graders: dict[str, str] = Field(description="version of each grader that filters")
     seed: int
 
 
@@ -117,6 +120,7 @@ def rejection_sft(config: Config, model: Step, tasks: Step, seed: int, threads: 
         max_tokens=config.max_tokens,
         samples=config.rejection_samples,
         tasks=config.rejection_tasks,
+        graders=grader_versions(),
         seed=seed,
     )
     return _model_step("rejection_sft", identity, {"model": model, "tasks": tasks}, _rejection, threads)
@@ -135,6 +139,7 @@ def _reinforced(config: Config, settings: Reinforced, domains: tuple[str, ...], 
         max_tokens=config.max_tokens,
         training_grader=config.training_grader,
         domains=domains,
+        graders=grader_versions(),
         seed=seed,
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from noria.artifacts import Artifact, Numerics, Step, StepContext
-from noria.grading import GRADERS, WEAK_TWINS, grader_ref
+from noria.grading import WEAK_TWINS, grader_versions
 from noria.types import Task, task_from_json, task_to_json
 
 STAGE = "s6_evaluation"
@@ -81,7 +81,7 @@ def registry(config: Config) -> Step:
 
 def graders(config: Config) -> Step:
     """Every grader on answers known to be good or bad: content/graders.json, with Wilson intervals and the mistakes."""
-    chosen = GradersConfig(calibration_per_side=config.calibration_per_side, versions=_versions())
+    chosen = GradersConfig(calibration_per_side=config.calibration_per_side, versions=grader_versions())
     return Step("graders", STAGE, "graders", 1, chosen, _measure_graders)
 
 
@@ -96,7 +96,7 @@ def evaluate(
         sample_seed=config.sample_seed,
         batch_rows=config.batch_rows,
         kept_traces=config.kept_traces,
-        graders=_versions(),
+        graders=grader_versions(),
     )
     inputs = {"model": model, "registry": registry}
     return Step(f"evaluate_{name}", STAGE, "evaluation", 1, chosen, _evaluate, inputs, numerics or Numerics())
@@ -114,10 +114,6 @@ def compare(config: Config, evaluations: Mapping[str, Step | Artifact], name: st
 def read_registry(folder: Path) -> list[Task]:
     """The tasks of a registry artifact's content folder."""
     return [task_from_json(line) for line in (folder / "tasks.jsonl").read_text().splitlines()]
-
-
-def _versions() -> dict[str, str]:
-    return {name: grader_ref(name).version for name in sorted(GRADERS)}
 
 
 def _write_registry(context: StepContext) -> Mapping[str, Any]:
