@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,17 @@ def as_many_as_there_are(family: str, count: int, seed: int) -> list[Task]:
         if exhausted.found < count / 2:
             raise
         return generate(family, exhausted.found, seed, "train")
+
+
+def evenly(demonstrations: Sequence[Demonstration], count: int, seed: int) -> list[Demonstration]:
+    """At most `count` demonstrations, drawn without replacement and as evenly over the families as there are any."""
+    dice = random.Random(seed)
+    by_family: dict[str, list[Demonstration]] = {}
+    for task, reply in demonstrations:
+        by_family.setdefault(task.family, []).append((task, reply))
+    piles = [dice.sample(pile, len(pile)) for _, pile in sorted(by_family.items())]
+    in_turn = [item for layer in zip_longest(*piles) for item in layer if item is not None]
+    return in_turn[:count]
 
 
 def write_demonstrations(path: Path, demonstrations: Sequence[Demonstration]) -> None:

@@ -41,7 +41,7 @@ class Config(_Section):
         default=0.4, ge=0, le=1, description="share of demonstrations that go on at each further hop; the rest guess"
     )
     rehearsal: int = Field(
-        default=400, ge=0, description="single-turn demonstrations mixed in, so that earlier skills stay"
+        default=400, ge=0, description="single-turn replies of before mixed in, so that earlier skills stay"
     )
     sft_epochs: int = Field(default=2, ge=1, description="passes over demonstrations and rehearsal")
     sft_batch_tokens: int = Field(default=4096, ge=64, description="packed tokens an optimiser step of the cold start")
@@ -115,9 +115,16 @@ def agent_demonstrations(config: Config, tokenizer: Step | Artifact, seed: int =
 
 
 def agent_cold_start(
-    config: Config, model: Step | Artifact, demonstrations: Step | Artifact, seed: int = 0, threads: int = 1
+    config: Config,
+    model: Step | Artifact,
+    demonstrations: Step | Artifact,
+    rejection: Step | Artifact,
+    tasks: Step | Artifact,
+    seed: int = 0,
+    threads: int = 1,
 ) -> Step:
-    """`model` fine-tuned on the demonstrations, with some of its earlier tasks rehearsed; a model artifact."""
+    """`model` fine-tuned on the demonstrations; a model artifact. It rehearses what stage 5 taught it last: replies of
+    its own that rejection sampling kept (`rejection`), and the helpful and safety demonstrations of `tasks`."""
     identity = _ColdStart(
         rehearsal=config.rehearsal,
         epochs=config.sft_epochs,
@@ -125,8 +132,8 @@ def agent_cold_start(
         learning_rate=config.sft_learning_rate,
         seed=seed,
     )
-    inputs = {"model": model, "demonstrations": demonstrations}
-    return Step("agent_cold_start", STAGE, "model", 1, identity, _cold_start, inputs, Numerics(threads=threads))
+    inputs = {"model": model, "demonstrations": demonstrations, "rejection": rejection, "tasks": tasks}
+    return Step("agent_cold_start", STAGE, "model", 2, identity, _cold_start, inputs, Numerics(threads=threads))
 
 
 def agent_rl(config: Config, model: Step | Artifact, seed: int = 0, threads: int = 1) -> Step:
@@ -184,13 +191,16 @@ def _demonstrate(context: StepContext) -> Mapping[str, Any]:
 def _cold_start(context: StepContext) -> Mapping[str, Any]:
     from noria.harness import load
     from noria.posttraining.sft import SftConfig, example, fine_tune, trace_examples
+    from noria.posttraining.task_set import evenly, read_demonstrations
     from noria.stages.model_steps import TrainedModel
 
     config: _ColdStart = context.config
     trained = TrainedModel(context)
     demonstrated = load(context.inputs["demonstrations"].content)
     examples = [item for trace in demonstrated.traces for item in trace_examples(trace)]
-    for task, reply in _rehearsals(config.rehearsal, config.seed):
+    kept = read_demonstrations(context.inputs["rejection"].content / "kept.jsonl")
+    general = read_demonstrations(context.inputs["tasks"].content / "general.jsonl")
+    for task, reply in evenly([*kept, *general], config.rehearsal, seed_of(config.seed, "rehearsal")):
         examples.append(example(trained.tokenizer, task.messages, reply))
     settings = SftConfig(epochs=config.epochs, batch_tokens=config.batch_tokens, learning_rate=config.learning_rate)
     history = fine_tune(trained.model, examples, settings, trained.tokenizer.pad, config.seed, trained.progress)
@@ -294,20 +304,6 @@ def _tasks(count: int, seed: int, split: Any, purpose: str) -> list[Task]:
     from noria.harness.environments.lookup_grader import lookup_grader
 
     return lookup.generate(count, seed_of(seed, purpose), split, lookup_grader().ref)
-
-
-def _rehearsals(count: int, seed: int) -> list[tuple[Task, str]]:
-    """Correct single-turn replies of all task families, so that the agent does not forget how to answer."""
-    from noria.evals import tasks as families
-
-    names = sorted(families.FAMILIES)
-    share = -(-count // len(names))
-    drawn = [
-        (task, families.demonstrate(task))
-        for name in names
-        for task in families.generate(name, share, seed_of(seed, "rehearsal") % 2**31, "train")
-    ]
-    return drawn[:count]
 
 
 def _monitor(step: int, tasks: Sequence[Task], traces: Sequence[Trace], scores: Sequence[Score]) -> dict[str, float]:
