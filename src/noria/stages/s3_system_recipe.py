@@ -35,7 +35,9 @@ class LadderConfig(BaseModel):
     ffn_multiple: int = Field(default=4, ge=1, description="feed-forward width over model width")
     sequence_length: int = Field(default=256, ge=16, description="context of the model and length of a row, in tokens")
     decay_share: float = Field(default=0.4, gt=0, le=1, description="last share of a run spent decaying the rate to 0")
-    heldout_rows: int = Field(default=16, ge=1, description="held-out rows a source that a loss is measured on")
+    heldout_rows: int = Field(
+        default=32, ge=1, description="held-out rows a source that a loss is measured on; as many as pretraining's"
+    )
     ladder_batch_tokens: int | Auto = Field(
         default="auto", description="tokens an optimiser step of the ladder's runs, a multiple of the sequence length"
     )
