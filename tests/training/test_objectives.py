@@ -99,7 +99,8 @@ def test_trimming_keeps_segments_and_every_weighted_target():
         assert torch.equal(part.segment_BT[0], batch.segment_BT[row, :kept])
         assert not batch.w_ce[row, kept - 1 :].any()
     whole, cut = gradients(batch)[0], gradients(batch, 1)[0]
-    assert (whole - cut).norm() < 1e-6 * whole.norm()
+    # fp32 sums in another order; how far they lie apart depends on the processor's vector width (1.1e-6 with AVX-512).
+    assert (whole - cut).norm() < 1e-5 * whole.norm()
 
 
 def test_on_policy_the_gradient_is_that_of_minus_a_log_pi():
