@@ -83,3 +83,18 @@ def test_turn_two_is_planned_on_what_turn_one_learned(store: Path) -> None:
     planned = steps(store, "--turn", "2")
     assert planned["corpus"]["action"] == "reuse" and planned["shards"]["action"] == "run"
     assert "evaluate_incumbent" in planned
+
+
+def test_turn_two_runs_on_what_was_said_to_a_server(store: Path) -> None:
+    from noria.artifacts import Store
+
+    opened = Store(store)
+    traffic = opened.get(opened.resolve("traffic"))
+    assert traffic is not None
+    noria(store, "run", RECIPE, "--turn", "2", "--traffic", str(traffic.observed / "traffic.sqlite"))
+    documents = opened.get(opened.resolve("live_traffic_to_data_1"))
+    assert documents is not None and documents.metrics["rows"] == traffic.metrics["requests"]
+    shards = opened.get(opened.resolve("shards"))
+    assert shards is not None and documents.key in shards.manifest.inputs.values()
+    assert "nothing to do" in noria(store, "run", RECIPE, "--turn", "2")
+    assert "nothing to do" in noria(store, "run", RECIPE)

@@ -41,9 +41,9 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
 
     corpus = s2.corpus(recipe.data, raw, registry)
     tokenizer = s2.tokenizer(recipe.data, corpus)
-    traffic_documents = previous.get(f"traffic_to_data_{turn - 1}") if previous else None
+    learned = previous.traffic(registry) if previous else {}
     mixture = previous.get(f"evals_to_pretraining_{turn - 1}") if previous else None
-    shards = s2.shards(recipe.data, corpus, tokenizer, extra=traffic_documents, mixture=mixture)
+    shards = s2.shards(recipe.data, corpus, tokenizer, traffic=learned, mixture=mixture)
 
     ladder = s3.ladder(recipe.system, shards, tokenizer, run.seed, threads)
     plan = s3.plan(recipe.system, ladder, shards, tokenizer, run.seed)
@@ -61,7 +61,7 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
     aligned = s5.alignment_rl(recipe.posttraining, rejection, tasks, run.seed, threads)
 
     demonstrations = s7.agent_demonstrations(recipe.harness, tokenizer, run.seed)
-    agent_start = s7.agent_cold_start(recipe.harness, aligned, demonstrations, run.seed, threads)
+    agent_start = s7.agent_cold_start(recipe.harness, aligned, demonstrations, rejection, tasks, run.seed, threads)
     agent = s7.agent_rl(recipe.harness, agent_start, run.seed, threads)
     agent_results = s7.agent_evaluation(
         recipe.harness, {"agent_cold_start": agent_start, "agent_rl": agent}, run.seed, threads
@@ -115,7 +115,9 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
     next_mixture = evals_to_pretraining(MixtureRule(), verdict, {}, teaches, shards, turn)
 
     return [
-        *(registry, graders, raw, corpus, tokenizer, shards, ladder, plan, base),
+        *(registry, graders, raw, corpus, tokenizer),
+        *(documents for documents in learned.values() if isinstance(documents, Step)),
+        *(shards, ladder, plan, base),
         *(tasks, cold_start, reasoning, rejection, aligned),
         *(demonstrations, agent_start, agent, agent_results),
         *(teacher_traces, student_base, student, control, quantised),
@@ -139,3 +141,10 @@ class _Previous:
                 f"turn {self._turn} has not made {name} yet: run `noria run` with --turn {self._turn} first"
             )
         return found
+
+    def traffic(self, registry: Step) -> dict[str, Step | Artifact]:
+        """What loop A made of that turn's traffic, and, where `noria run --traffic` brought one, of a live log."""
+        made: dict[str, Step | Artifact] = {"traffic": self.get(f"traffic_to_data_{self._turn}")}
+        if live := self._store.alias(s9.live_traffic_alias(self._turn)):
+            made["live_traffic"] = traffic_to_data(TrafficRule(), live, registry, self._turn, "live_traffic_to_data")
+        return made

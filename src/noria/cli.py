@@ -46,6 +46,12 @@ SetOption = Annotated[
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field of the recipe; may be repeated."),
 ]
 TurnOption = Annotated[int, typer.Option("--turn", min=1, help="Which turn of the wheel; 2 uses what turn 1 learned.")]
+TrafficOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--traffic", metavar="LOG", help="A log of `noria serve` for this turn to learn from, from turn 2 on."
+    ),
+]
 StoreOption = Annotated[
     Path | None, typer.Option("--store", envvar="NORIA_STORE", help="Folder of the artifacts; ./store if not given.")
 ]
@@ -62,6 +68,7 @@ def run(
     ] = None,
     set_: SetOption = None,
     turn: TurnOption = 1,
+    traffic: TrafficOption = None,
     store: StoreOption = None,
     strict_code: Annotated[bool, typer.Option("--strict-code", help="Refuse to reuse what other code made.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Set damaged artifacts aside and make them anew.")] = False,
@@ -80,6 +87,8 @@ def run(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops a run as Ctrl-C does
     opened = _open(store)
+    if traffic:
+        _import_traffic(traffic, turn, opened)
     loaded, steps = _steps(recipe, set_, turn, opened)
     steps = select(steps, only, from_)
     screen = console()
@@ -391,6 +400,16 @@ def _steps(path: Path, overrides: list[str] | None, turn: int, store: Store) -> 
 
     recipe = load(path, overrides or [])
     return recipe, build(recipe, turn, store)
+
+
+def _import_traffic(log: Path, turn: int, store: Store) -> None:
+    """The log becomes an artifact that `turn`, and every later run of it, learns from."""
+    from noria.stages.s9_deployment import import_traffic
+
+    if turn == 1:
+        raise typer.BadParameter("--traffic needs --turn 2 or later: what users said teaches the turn after it")
+    imported = import_traffic(store, log, turn - 1)
+    typer.echo(f"{log} imported as {imported.key}", err=True)
 
 
 def _promote(store: Store, made: dict[str, Artifact]) -> bool:

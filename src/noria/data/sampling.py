@@ -55,7 +55,7 @@ def build_shards(
     tokenizer: Tokenizer,
     kind_weights: Mapping[str, float],
     override: Mapping[str, float] | None,
-    traffic: Path | None,
+    traffic: Sequence[Path],
     train_tokens: int,
     heldout_fraction: float,
     most_heldout_tokens: int,
@@ -70,8 +70,9 @@ def build_shards(
         raise ValueError(f"{tokenizer.vocab_size} tokens do not fit the shards' 16 bits; at most {LARGEST_VOCABULARY}")
     kinds = _kinds(corpus)
     tables = {source: _read(corpus, source) for source in sorted(kinds)}
-    if traffic is not None:
-        kinds["traffic"], tables["traffic"] = "traffic", _read_folder(traffic / "documents", "traffic")
+    if traffic:
+        logged = [_read_folder(folder / "documents", "traffic") for folder in traffic]
+        kinds["traffic"], tables["traffic"] = "traffic", pa.concat_tables(logged)
     sizes = {source: _bytes(table) for source, table in tables.items()}
     weights = mixture_weights(kinds, sizes, kind_weights, override, size_exponent)
     facts: dict[str, dict[str, Any]] = {}

@@ -7,6 +7,7 @@ step, tests).
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -147,11 +148,20 @@ def serve(
     redact: Redactor | None = None,
     on_ready: Callable[[str], None] = print,
 ) -> None:
-    """Serves until Ctrl-C. `on_ready` gets the address. Raises AddressInUse, ModelFolderError, TrafficError."""
-    options = GatewayOptions(traffic_db, name, host, port, page, hosts)
+    """Serves until Ctrl-C. `on_ready` gets the address. A release says how long its traffic is kept (release.json).
+
+    Raises AddressInUse, ModelFolderError, TrafficError."""
+    options = GatewayOptions(traffic_db, name, host, port, page, hosts, retention=promised_retention(model_folder))
     with _serving(model_folder, options, redact) as (server, listener):
         on_ready(address(host, listener.getsockname()[1]))
         server.run(sockets=[listener])
+
+
+def promised_retention(model_folder: Path) -> Retention:
+    """What the system card of this release promises; the default for a bare model."""
+    card = model_folder / "release.json"
+    promised = json.loads(card.read_text()).get("retention") if card.exists() else None
+    return Retention(promised["retention_days"], promised["traffic_bytes"]) if promised else Retention()
 
 
 @contextlib.contextmanager

@@ -88,10 +88,12 @@ Redact = Callable[[str], tuple[str, Mapping[str, int]]]
 Contaminated = Callable[[Sequence[str]], Sequence[str]]  # for each text the evaluation family it holds, or ""
 
 
-def traffic_to_data(config: Config, traffic: Step | Artifact, registry: Step | Artifact, turn: int = 1) -> Step:
+def traffic_to_data(
+    config: Config, traffic: Step | Artifact, registry: Step | Artifact, turn: int = 1, name: str = "traffic_to_data"
+) -> Step:
     """For the next turn: content/documents/traffic.parquet, rejects.jsonl, funnel.json, tasks/prompts.jsonl."""
     inputs = {"traffic": traffic, "registry": registry}
-    return Step(f"traffic_to_data_{turn}", "loop_a", "traffic_documents", 1, config, _run, inputs)
+    return Step(f"{name}_{turn}", "loop_a", "traffic_documents", 1, config, _run, inputs)
 
 
 def sift(rows: Sequence[Row], config: Config, redact: Redact, contaminated: Contaminated) -> Sieve:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from noria.artifacts import Artifact, Step, StepContext
 
 STAGE = "s2_data_engineering"
+TRAFFIC = ("traffic", "live_traffic")  # of scripted users, of a live server
 KINDS = ("crawl", "code", "books", "forums", "docs", "synthetic", "traffic")
 
 
@@ -146,13 +147,13 @@ def shards(
     config: Config,
     corpus: Step | Artifact,
     tokenizer: Step | Artifact,
-    extra: Step | Artifact | None = None,
+    traffic: Mapping[str, Step | Artifact] | None = None,
     mixture: Step | Artifact | None = None,
 ) -> Step:
-    """Tokenised shards and the mixture. `extra` is a traffic artifact (content/documents/*.parquet: the source
-    "traffic"); `mixture` holds weights by source (content/mixture.json) that replace the static ones."""
-    inputs = {"corpus": corpus, "tokenizer": tokenizer}
-    inputs |= {"traffic": extra} if extra is not None else {}
+    """Tokenised shards and the mixture. `traffic`, by the names in TRAFFIC, holds what loop A made of each log
+    (content/documents/*.parquet), together the source "traffic"; `mixture` holds weights by source (content/mixture.json) that replace the static
+    ones."""
+    inputs = {"corpus": corpus, "tokenizer": tokenizer, **(traffic or {})}
     inputs |= {"mixture": mixture} if mixture is not None else {}
     identity = WeightedShards(**config.shards.model_dump(), weights=config.weights)
     return Step(name="shards", stage=STAGE, kind="shards", version=1, config=identity, inputs=inputs, run=run_shards)
@@ -203,14 +204,15 @@ def run_shards(context: StepContext) -> Mapping[str, Any]:
     from noria.data.tokenizer import Tokenizer
 
     config: WeightedShards = context.config
-    traffic, mixture = context.inputs.get("traffic"), context.inputs.get("mixture")
+    traffic = [context.inputs[role].content for role in TRAFFIC if role in context.inputs]
+    mixture = context.inputs.get("mixture")
     return build_shards(
         corpus=context.inputs["corpus"].content,
         out=context.content,
         tokenizer=Tokenizer.load(context.inputs["tokenizer"].content / "tokenizer.json"),
         kind_weights=config.weights,
         override=read_override(mixture.content / "mixture.json") if mixture else None,
-        traffic=traffic.content if traffic else None,
+        traffic=traffic,
         train_tokens=config.train_tokens,
         heldout_fraction=config.heldout_fraction,
         most_heldout_tokens=config.heldout_tokens,

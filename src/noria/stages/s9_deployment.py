@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from noria.artifacts import Artifact, Numerics, Step, StepContext, Store
+from noria.artifacts import Artifact, Numerics, Step, StepContext, Store, StoreError
 
 STAGE = "s9_deployment"
 ALIAS = "release/prod"
@@ -161,13 +162,26 @@ def promote(store: Store, verdict: Artifact, release: Artifact) -> bool:
     return store.promote_once(ALIAS, verdict.key, release.key, found["reasons"][0])
 
 
-def import_traffic(store: Store, traffic_db: Path, work: Path, release_key: str = "") -> Artifact:
-    """The log of a live server as an artifact keyed by its content. `work` is a folder for the exported file."""
+def live_traffic_alias(turn: int) -> str:
+    """Points to the live traffic that the release of `turn` met, for the next turn to learn from."""
+    return f"traffic/turn{turn}"
+
+
+def import_traffic(store: Store, traffic_db: Path, turn: int) -> Artifact:
+    """The log of the live server that ran after `turn`, as an artifact keyed by its content; the turn's alias points to
+    it from then on. Raises StoreError where there is no log."""
     from noria.deployment.traffic import export_jsonl, read_replies
 
-    export_jsonl(read_replies(traffic_db), work / "traffic.jsonl")
-    inputs = {"release": release_key} if release_key else {}
-    return store.import_content("traffic", {"traffic.jsonl": work / "traffic.jsonl"}, inputs=inputs, name="traffic")
+    if not traffic_db.is_file():
+        raise StoreError(f"{traffic_db} is no traffic log: `noria serve` writes one, by default <store>/traffic.sqlite")
+    release = store.aliases.current(ALIAS)
+    with tempfile.TemporaryDirectory() as work:
+        exported = Path(work) / "traffic.jsonl"
+        export_jsonl(read_replies(traffic_db), exported)
+        inputs = {"release": release} if release else {}
+        imported = store.import_content("traffic", {"traffic.jsonl": exported}, inputs=inputs, name="live_traffic")
+    store.aliases.move(live_traffic_alias(turn), imported.key, f"imported from {traffic_db.name}")
+    return imported
 
 
 # -- what the steps do --
@@ -233,10 +247,10 @@ def _release(context: StepContext) -> Mapping[str, Any]:
     source = context.inputs[f"model_{name}"]
     for file in MODEL_FILES:
         shutil.copyfile(source.content / file, context.content / file)
-    body = {"decision": found["decision"], "candidate": name, "model": source.key, "kept_incumbent": keep}
-    _write(context.content / "release.json", body)
-    architecture = _read(source, "config.json")["architecture"]
     config: ReleaseConfig = context.config
+    body = {"decision": found["decision"], "candidate": name, "model": source.key, "kept_incumbent": keep}
+    _write(context.content / "release.json", body | {"retention": config.model_dump()})
+    architecture = _read(source, "config.json")["architecture"]
     (context.content / "model_card.md").write_text(model_card(body, found, architecture))
     (context.content / "system_card.md").write_text(
         system_card(body, found, config.retention_days, config.traffic_bytes)
