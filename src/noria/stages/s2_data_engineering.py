@@ -151,8 +151,8 @@ def shards(
     mixture: Step | Artifact | None = None,
 ) -> Step:
     """Tokenised shards and the mixture. `traffic`, by the names in TRAFFIC, holds what loop A made of each log
-    (content/documents/*.parquet), together the source "traffic"; `mixture` holds weights by source (content/mixture.json) that replace the static
-    ones."""
+    (content/documents/*.parquet), together the source "traffic"; `mixture` holds weights by source
+    (content/mixture.json) that replace the static ones."""
     inputs = {"corpus": corpus, "tokenizer": tokenizer, **(traffic or {})}
     inputs |= {"mixture": mixture} if mixture is not None else {}
     identity = WeightedShards(**config.shards.model_dump(), weights=config.weights)
