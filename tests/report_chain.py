@@ -75,11 +75,22 @@ def chain(turn: int = 1, until: str = "") -> list[Step]:
 
 
 def finished_store(root: Any, turns: int = 1, until: str = "") -> Store:
+    """Arms of post-training from turn 1's base model, then the turns."""
     store = Store(root)
+    Executor(store, "arms").run([*chain(until="base_model"), _ablations()])
     for turn in range(1, turns + 1):
         name = "tiny" if turn == 1 else f"tiny.turn{turn}"
         Executor(store, name).run(chain(turn, until))
     return store
+
+
+def _ablations() -> Step:
+    def run(context: StepContext) -> Mapping[str, Any]:
+        means = {arm: dict.fromkeys(("all", "maths"), interval(0.5, 5)) for arm in ("four_stages", "sft_alone")}
+        body = {"means": means, "first": "four_stages", "first_minus": {"sft_alone": means["sft_alone"]}}
+        return make(context, {"ablations.json": {**body, "seeds": [0, 1, 2, 3, 4]}}, {})
+
+    return Step("ablations", "s6_evaluation", "ablations", 1, Made(written="arms"), run)
 
 
 def _data(add: Any) -> None:

@@ -47,7 +47,7 @@ def store(tmp_path: Path, made: Path) -> Store:
     copy = Store(shutil.copytree(made, tmp_path / "store"))
     with closing(sqlite3.connect(copy.root / "runs.sqlite")) as database, database:
         for table in ("steps", "metrics", "events", "runs"):
-            database.execute(f"DELETE FROM {table} WHERE run = 2")
+            database.execute(f"DELETE FROM {table} WHERE run = 3")
     return copy
 
 
@@ -99,6 +99,13 @@ def test_a_finished_run_leaves_nothing_out_but_a_second_turn(store: Store) -> No
     assert report["release"]["decision"] == "release" and report["traffic"]["logged"]["source"] == "scripted"
 
 
+def test_arms_are_shown_with_the_base_model_that_they_started_from(both: Store) -> None:
+    arms = data(both, "tiny")["ablations"]
+    assert arms["run"] == "arms" and [row["arm"] for row in arms["differences"]] == ["sft_alone"] * 2
+    assert data(both, "tiny.turn2")["ablations"] is None  # another base
+    assert data(both, "arms")["ablations"] == arms
+
+
 def test_what_models_documents_and_users_wrote_is_escaped(store: Store, tmp_path: Path) -> None:
     page = write(store, None, tmp_path / "report.html").read_text()
     tags = parsed(page).tags
@@ -147,7 +154,7 @@ def test_a_changed_start_hides_what_followed_from_the_old_one(store: Store) -> N
 
 def test_two_turns_stand_side_by_side_with_paired_differences(both: Store, tmp_path: Path) -> None:
     report = data(both)
-    assert report["run"]["name"] == "tiny.turn2" and report["missing"] == []
+    assert report["run"]["name"] == "tiny.turn2" and [gap["section"] for gap in report["missing"]] == ["ablations"]
     turns = report["turns"]
     assert [turn["turn"] for turn in turns["turns"]] == [1, 2]
     row = next(row for row in turns["differences"] if (row["model"], row["domain"]) == ("cold_start", "maths"))

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from noria.artifacts import Store
-from noria.studio.report import agent_section, data_sections, model_sections, release_sections, training_sections
+from noria.studio.report import (
+    ablations_section,
+    agent_section,
+    data_sections,
+    model_sections,
+    release_sections,
+    training_sections,
+)
 from noria.studio.report.finished import FINISHED, Missing, Run, find_run, finite, seconds_between
 from noria.studio.report.turns_section import turns
 
@@ -19,6 +26,7 @@ SECTIONS: Mapping[str, tuple[str, Section]] = {
     "system": ("System recipe", training_sections.system),
     "pretraining": ("Pretraining", training_sections.pretraining),
     "posttraining": ("Post-training", model_sections.posttraining),
+    "ablations": ("Ablations", ablations_section.ablations),
     "rewards": ("Reward monitors", model_sections.rewards),
     "graders": ("Graders", model_sections.graders),
     "samples": ("Samples", model_sections.samples),
