@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from noria.artifacts import Executor, why
+from noria.artifacts.identity import Change
 from noria.artifacts.lineage import forget
 
 
@@ -31,7 +32,8 @@ def test_changed_input_is_named_with_the_step_it_comes_from(store, chain):
     plan = Executor(store).plan(new)
     assert actions(plan) == dict.fromkeys(["words", "counts", "model"], "run")
     assert plan.steps[0].reason == "config.seed: 0 -> 1"
-    assert plan.steps[2].reason == f'inputs.counts: "{old[1].key}" -> "{new[1].key}" (from counts)'
+    assert plan.steps[2].reason == "new counts"
+    assert plan.steps[2].changes == (Change("inputs.counts", old[1].key, new[1].key),)
 
 
 def test_numerics_are_compared_too(store, chain):

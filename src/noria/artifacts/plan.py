@@ -113,12 +113,16 @@ class Planner:
             return "never made"
         if not found:
             return "made before, no longer in the store"
-        said = []
+        said, above = [], []
         for change in found:
-            role = change.path.removeprefix("inputs.")
-            upstream = step.inputs.get(role) if role != change.path else None
-            source = f" (from {upstream.name})" if isinstance(upstream, Step) else ""
-            said.append(f"{change}{source}")
+            upstream = step.inputs.get(change.path.removeprefix("inputs.")) if "inputs." in change.path else None
+            if isinstance(upstream, Step):
+                above.append(upstream.name)  # its own line says why; the keys would only hide that
+            else:
+                said.append(str(change))
+        if above:
+            more = f" and {len(above) - 2} more" if len(above) > 3 else ""
+            said.append(f"new {', '.join(above[:2] if more else above)}{more}")
         return "; ".join(said)
 
 

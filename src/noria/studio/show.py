@@ -178,7 +178,7 @@ def evaluation(console: Console, summary: Mapping[str, Any], seconds: float) -> 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("step", "would", "key"))
     return table
 
 
