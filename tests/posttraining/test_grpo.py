@@ -136,9 +136,11 @@ def test_prompts_are_passes_over_all_tasks_and_a_function_of_seed_and_step():
 def test_metrics_keep_failures_out_of_the_reward():
     traces = [trace(call([1], [3, 2], [-0.5, -1.5])), trace(call([1], [3]), outcome="truncated"), trace(), trace()]
     scores = [graded(1.0), graded(0.0), FAILED, FAILED]
-    metrics = rollout_metrics(traces, scores, [[1.0, 0.0], [None, None]])
+    metrics = rollout_metrics(traces, scores, group=2)
     assert metrics["reward"] == 0.5 and metrics["grading_failed"] == 0.5
-    assert metrics["zero_variance_groups"] == 0.5 and metrics["truncated"] == 0.25
+    # The second group was not graded at all: that is told by grading_failed, and says nothing of variance.
+    assert metrics["zero_variance_groups"] == 0.0 and metrics["truncated"] == 0.25
+    assert rollout_metrics(traces, [graded(1.0)] * 4, group=2)["zero_variance_groups"] == 1.0
     assert metrics["entropy"] == pytest.approx(1.0) and metrics["reply_tokens"] == pytest.approx(0.75)
 
 

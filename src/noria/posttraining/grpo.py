@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from noria.grading.monitors import entropy, zero_variance_share
 from noria.inference import score
 from noria.model import Transformer
 from noria.posttraining.sft import Example, trace_examples
@@ -134,7 +135,7 @@ def improve(
         batch = annotate(traces, advantages, pad)
         if config.reference_kl and reference is not None and batch.w_rl is not None:
             batch = with_reference(batch, reference, config.reference_kl)
-        metrics = rollout_metrics(traces, scores, groups)
+        metrics = rollout_metrics(traces, scores, config.group)
         return Annotated(batch, metrics | dict(monitor(step, repeated, traces, scores) if monitor else {}))
 
     loop = LoopConfig(
@@ -161,20 +162,16 @@ def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def rollout_metrics(
-    traces: Sequence[Trace], scores: Sequence[Score], groups: Sequence[Sequence[float | None]]
-) -> dict[str, float]:
+def rollout_metrics(traces: Sequence[Trace], scores: Sequence[Score], group: int) -> dict[str, float]:
     """What every RL step reports: reward, failures of grading, groups without signal, length, truncation, entropy."""
     graded = [item.value for item in scores if item.value is not None]
-    calls = [node.call for trace in traces for node in trace.nodes if node.call]
     lengths = [sum(len(node.call.token_ids) for node in trace.nodes if node.call) for trace in traces]
-    without_signal = sum(len({reward for reward in group if reward is not None}) < 2 for group in groups)
+    groups = [scores[start : start + group] for start in range(0, len(scores), group)]
     return {
         "reward": statistics.fmean(graded) if graded else float("nan"),
         "grading_failed": 1.0 - len(graded) / len(scores),
-        "zero_variance_groups": without_signal / len(groups),
+        "zero_variance_groups": zero_variance_share(groups),
         "reply_tokens": statistics.fmean(lengths),
         "truncated": statistics.fmean(trace.outcome != "finished" for trace in traces),
-        # An unbiased estimate of the policy's entropy a token: -log p of what it sampled.
-        "entropy": -sum(sum(call.logprobs) for call in calls) / max(1, sum(len(call.logprobs) for call in calls)),
+        "entropy": entropy([node.call.logprobs for trace in traces for node in trace.nodes if node.call]),
     }
