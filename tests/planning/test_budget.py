@@ -9,6 +9,7 @@ from noria.planning import (
     Law,
     ShapeFamily,
     batch_tokens,
+    MeasuredRate,
     best_rate,
     choose,
     forecast_seconds,
@@ -84,11 +85,15 @@ def test_batch_grows_with_the_data_in_powers_of_two_of_rows():
 
 
 def test_rate_grows_with_the_root_of_the_batch():
-    assert learning_rate(0.01, 1024, 4096) == 0.02
+    assert learning_rate(MeasuredRate(0.01, 1024, 64, 1e5), 4096, 64, 1e5) == 0.02
 
 
 def test_rate_falls_with_the_width():
-    assert learning_rate(0.04, 1024, 1024, measured_width=32, width=128) == 0.01
+    assert learning_rate(MeasuredRate(0.04, 1024, 32, 1e5), 1024, 128, 1e5) == 0.01
+
+
+def test_rate_falls_with_the_horizon():
+    assert learning_rate(MeasuredRate(0.04, 1024, 32, 1e5), 1024, 32, 1e6) == round(0.04 * 10**-0.32, 3)
 
 
 def test_best_rate_is_the_vertex_of_a_parabola_in_log_rate():

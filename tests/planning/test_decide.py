@@ -24,6 +24,7 @@ def measured() -> dict[str, Any]:
         "points": points,
         "learning_rate": 0.04,
         "rate_width": 32,
+        "rate_tokens": 50_000,
         "batch_tokens": 512,
         "family": vars(FAMILY),
     }

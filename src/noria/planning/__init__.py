@@ -3,6 +3,7 @@
 from noria.planning.budget import (
     BudgetError,
     Choice,
+    MeasuredRate,
     Schedule,
     ShapeFamily,
     batch_tokens,
@@ -22,6 +23,7 @@ __all__ = [
     "Choice",
     "Fit",
     "Law",
+    "MeasuredRate",
     "Point",
     "Schedule",
     "ShapeFamily",

@@ -126,19 +126,30 @@ def batch_tokens(train_tokens: float, sequence_length: int, fewest_steps: int = 
     return sequence_length * 2 ** max(0, math.floor(math.log2(max(rows, 1.0))))
 
 
-def learning_rate(
-    measured_rate: float, measured_batch: float, batch: float, measured_width: int = 1, width: int = 1
-) -> float:
-    """The rate for another batch and width from the best one measured: times sqrt(batch ratio) / (width ratio).
+@dataclass(frozen=True)
+class MeasuredRate:
+    """The best rate of a sweep, and where it was found: tokens a step, model width, tokens of the run."""
+
+    rate: float
+    batch_tokens: float
+    width: int
+    tokens: float
+
+
+def learning_rate(measured: MeasuredRate, batch_tokens: float, width: int, tokens: float) -> float:
+    """The rate for another batch, width and horizon: times sqrt(batch ratio) / width ratio / horizon ratio ** 0.32.
 
     Batch: for Adam-like updates of fixed size, gradient noise adds up as the root of the number of steps (arXiv
     2405.14578 finds the root below the critical batch). Width: muP's 1/m for hidden matrices (arXiv 2203.03466,
     2505.01618; an update of fixed root mean square, Muon's included, grows in spectral norm with the width). Measured
     with this optimiser at widths 32 and 96: best near 0.05 and 0.015. Caveat: the embedding shares the rate, where
-    muP keeps it.
+    muP keeps it. Horizon: the best rate falls as D ** -0.32 (arXiv 2409.19913, found with Adam at billions of tokens
+    and assumed here); a sweep is short, and without this it hands its high rate on to the long run.
     Rounded to two digits, so that noise in the last bits of a measurement cannot change what is built from it.
     """
-    return round_to(measured_rate * math.sqrt(batch / measured_batch) * measured_width / width, 2)
+    noise = math.sqrt(batch_tokens / measured.batch_tokens)
+    horizon = (tokens / measured.tokens) ** -0.32
+    return round_to(measured.rate * noise * horizon * measured.width / width, 2)
 
 
 def best_rate(rates_and_losses: Iterable[tuple[float, float]]) -> float:

@@ -11,6 +11,7 @@ from noria.model.config import ModelConfig
 from noria.planning.budget import (
     BudgetError,
     Choice,
+    MeasuredRate,
     ShapeFamily,
     batch_tokens,
     choose,
@@ -55,9 +56,10 @@ def decide(measured: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
     batch = wishes.batch_tokens or batch_tokens(choice.tokens, model.context)
     steps = max(1, (choice.tokens // batch))
     tokens = steps * batch
-    rate = wishes.learning_rate or learning_rate(
-        measured["learning_rate"], measured["batch_tokens"], batch, measured["rate_width"], model.width
+    swept = MeasuredRate(
+        measured["learning_rate"], measured["batch_tokens"], measured["rate_width"], measured["rate_tokens"]
     )
+    rate = wishes.learning_rate or learning_rate(swept, batch, model.width, tokens)
     timing = schedule(tokens, model.parameters(), wishes.decay_share)
     return {
         "model": model.model_dump(),

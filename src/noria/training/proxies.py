@@ -15,7 +15,7 @@ import torch
 from noria.data.shards import TokenStream
 from noria.data.tokenizer import Tokenizer
 from noria.model import ModelConfig, Transformer
-from noria.planning import ShapeFamily, best_rate, learning_rate
+from noria.planning import MeasuredRate, ShapeFamily, best_rate, learning_rate
 from noria.planning.ladder import LadderPlan, plan_ladder
 from noria.training.heldout import Heldout
 from noria.training.ladder import ladder_steps, train_horizons
@@ -62,9 +62,10 @@ def run_ladder(settings: LadderSettings, progress: Path, report: Report) -> tupl
     tried = settings.rates if len(settings.rates) > 1 else ()
     sweep = [(rate, runs.losses(smallest, (plan.sweep_steps,), rate)[0]) for rate in tried]
     best = best_rate(sweep) if sweep else settings.rates[0]
+    swept = MeasuredRate(best, plan.batch_tokens, smallest.width, plan.sweep_steps * plan.batch_tokens)
     points = []
     for model, horizons in zip(plan.models, plan.horizons, strict=True):
-        rate = learning_rate(best, plan.batch_tokens, plan.batch_tokens, smallest.width, model.width)
+        rate = learning_rate(swept, plan.batch_tokens, model.width, max(horizons) * plan.batch_tokens)
         for horizon, loss in zip(horizons, runs.losses(model, horizons, rate), strict=True):
             points.append(
                 {
@@ -89,6 +90,7 @@ def run_ladder(settings: LadderSettings, progress: Path, report: Report) -> tupl
         ],
         "learning_rate": best,
         "rate_width": smallest.width,
+        "rate_tokens": swept.tokens,
         "batch_tokens": plan.batch_tokens,
         "warmup_tokens": plan.warmup_steps * plan.batch_tokens,
         "decay_share": settings.decay_share,
