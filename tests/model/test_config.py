@@ -52,7 +52,7 @@ def test_the_cache_costs_what_the_engine_allocates():
 
     config = ModelConfig(vocab_size=100, context=64, **SHAPES[0])
     cache = RowCache(config, rows=3, context=10)
-    allocated = 4 * (cache.key_LRGSd.numel() + cache.value_LRGSd.numel())
+    allocated = 4 * sum(store.numel() for store in cache.states_LRGSd.values())
     assert allocated == 3 * 10 * config.cache_bytes_per_token()
 
 
