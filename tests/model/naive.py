@@ -13,16 +13,40 @@ from torch import Tensor
 
 def naive_logits(config, weights: dict[str, Tensor], ids: list[int]) -> Tensor:
     """(T, V) for one document; `weights` is a model's state_dict."""
-    x = [weights["embedding.weight"][token] * config.embedding_scale for token in ids]
+    stream = [[weights["embedding.weight"][token] * config.embedding_scale for token in ids]]
     for layer in range(config.layers):
         own = {n.removeprefix(f"blocks.{layer}."): w for n, w in weights.items() if n.startswith(f"blocks.{layer}.")}
-        mixed = attention(config, layer, own, [norm(config, t, own["attention_norm.weight"]) for t in x])
-        x = [t + post(config, own, "attention_post_norm", y) for t, y in zip(x, mixed, strict=True)]
-        fed = [feed_forward(config, own, norm(config, t, own["ffn_norm.weight"])) for t in x]
-        x = [t + post(config, own, "ffn_post_norm", y) for t, y in zip(x, fed, strict=True)]
+        x = read(config, own.get("attention_residual.query"), stream)
+        mix = latent_attention if config.mla else attention
+        mixed = mix(config, layer, own, [norm(config, t, own["attention_norm.weight"]) for t in x])
+        write(config, 2 * layer, stream, [post(config, own, "attention_post_norm", y) for y in mixed])
+        x = read(config, own.get("ffn_residual.query"), stream)
+        feed = experts if config.has_experts(layer) else feed_forward
+        fed = [feed(config, own, norm(config, t, own["ffn_norm.weight"])) for t in x]
+        write(config, 2 * layer + 1, stream, [post(config, own, "ffn_post_norm", y) for y in fed])
+    x = read(config, weights.get("final_residual.query"), stream)
     head = weights["embedding.weight" if config.tied else "head.weight"]
     logits = torch.stack([head @ norm(config, t, weights["final_norm.weight"]) for t in x])
     return capped(logits, config.logit_soft_cap)
+
+
+def read(config, query, stream: list[list[Tensor]]) -> list[Tensor]:
+    """Each token's input: the last entry of the stream, or a mixture of its entries by w . RMSNorm(v)."""
+    if query is None:
+        return stream[-1]
+    mixed = []
+    for token in range(len(stream[0])):
+        values = [entry[token] for entry in stream]
+        share = torch.stack([query @ norm(config, v, torch.ones_like(v)) for v in values]).softmax(0)
+        mixed.append(sum(a * v for a, v in zip(share, values, strict=True)))
+    return mixed
+
+
+def write(config, sub_layer: int, stream: list[list[Tensor]], added: list[Tensor]) -> None:
+    if config.attention_residuals and sub_layer % config.attention_residuals == 0:
+        stream.append(added)
+    else:
+        stream[-1] = [a + b for a, b in zip(stream[-1], added, strict=True)]
 
 
 def norm(config, x: Tensor, weight: Tensor) -> Tensor:
@@ -38,32 +62,98 @@ def capped(score: Tensor, cap: float | None) -> Tensor:
 
 
 def feed_forward(config, own, x: Tensor) -> Tensor:
-    up = own["up.weight"] @ x
+    return ffn(config, x, own["up.weight"], own["down.weight"], own.get("gate.weight"))
+
+
+def ffn(config, x: Tensor, up: Tensor, down: Tensor, gate: Tensor | None) -> Tensor:
     if config.activation == "squared_relu":
-        return own["down.weight"] @ up.clamp(min=0) ** 2
-    gate = own["gate.weight"] @ x
+        return down @ (up @ x).clamp(min=0) ** 2
+    g = gate @ x
     if config.activation == "swiglu":
-        return own["down.weight"] @ (gate / (1 + (-gate).exp()) * up)
-    gelu = 0.5 * gate * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
-    return own["down.weight"] @ (gelu * up)
+        return down @ (g / (1 + (-g).exp()) * (up @ x))
+    gelu = 0.5 * g * (1 + torch.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)))
+    return down @ (gelu * (up @ x))
+
+
+def experts(config, own, x: Tensor) -> Tensor:
+    moe = config.moe
+    logits = own["moe.router.weight"] @ x
+    scores = 1 / (1 + (-logits).exp()) if moe.score == "sigmoid" else logits.exp() / logits.exp().sum()
+    order = sorted(range(moe.experts), key=lambda e: -(scores[e] + own["moe.bias"][e]).item())[: moe.chosen]
+    total = sum(scores[e] for e in order) if moe.normalise else 1.0
+    gates = own.get("moe.gate", [None] * moe.experts)
+    y = sum(
+        moe.route_scale * scores[e] / total * ffn(config, x, own["moe.up"][e], own["moe.down"][e], gates[e])
+        for e in order
+    )
+    for i in range(moe.shared):  # the wide shared expert is `shared` narrow ones added up
+        part = slice(i * moe.expert_width, (i + 1) * moe.expert_width)
+        gate = own["moe.shared_gate.weight"][part] if config.activation != "squared_relu" else None
+        y = y + ffn(config, x, own["moe.shared_up.weight"][part], own["moe.shared_down.weight"][:, part], gate)
+    return y
 
 
 def attention(config, layer: int, own, x: list[Tensor]) -> list[Tensor]:
-    d, scale = config.head_width, config.attention_scale or config.head_width**-0.5
-    outputs = []
+    shared = [h // (config.heads // config.kv_heads) for h in range(config.heads)]
+    heads = []
+    for h in range(config.heads):
+        q = [turned(config, layer, projected(config, own, "query", h, y), t) for t, y in enumerate(x)]
+        k = [turned(config, layer, projected(config, own, "key", shared[h], y), t) for t, y in enumerate(x)]
+        v = [projected(config, own, "value", shared[h], y) for y in x]
+        heads.append(mixed_head(config, layer, own, h, x, q, k, v))
+    return [own["attention.output.weight"] @ torch.cat(parts) for parts in zip(*heads, strict=True)]
+
+
+def latent_attention(config, layer: int, own, x: list[Tensor]) -> list[Tensor]:
+    mla, heads = config.mla, []
+    queries, keys, values, rope_keys = [], [], [], []
+    for t, y in enumerate(x):
+        c = (
+            norm(config, own["attention.query_latent.weight"] @ y, own["attention.query_norm.weight"])
+            if (mla.query_rank)
+            else y
+        )
+        queries.append((own["attention.query.weight"] @ c).view(config.heads, -1))
+        latent = own["attention.kv_latent.weight"] @ y
+        rope_keys.append(turned(config, layer, latent[mla.kv_rank :], t))
+        kv = own["attention.kv.weight"] @ norm(config, latent[: mla.kv_rank], own["attention.kv_norm.weight"])
+        keys.append(kv.view(config.heads, -1)[:, : mla.nope_width])
+        values.append(kv.view(config.heads, -1)[:, mla.nope_width :])
+    for h in range(config.heads):
+        q = [
+            torch.cat((q[h, : mla.nope_width], turned(config, layer, q[h, mla.nope_width :], t)))
+            for t, q in enumerate(queries)
+        ]
+        k = [torch.cat((k[h], r)) for k, r in zip(keys, rope_keys, strict=True)]
+        heads.append(mixed_head(config, layer, own, h, x, q, k, [v[h] for v in values]))
+    return [own["attention.output.weight"] @ torch.cat(parts) for parts in zip(*heads, strict=True)]
+
+
+def mixed_head(config, layer: int, own, h: int, x, q, k, v) -> list[Tensor]:
+    """One head's output for each token: softmax over what it sees, forgetting and gate included."""
+    scale = config.attention_scale or len(q[0]) ** -0.5
+    mixed = []
     for t in range(len(x)):
-        heads = []
-        for h in range(config.heads):
-            shared = h // (config.heads // config.kv_heads)
-            q = turned(config, layer, projected(config, own, "query", h, x[t]), t)
-            seen = [s for s in range(t + 1) if sees(config, layer, t, s)]
-            keys = [turned(config, layer, projected(config, own, "key", shared, x[s]), s) for s in seen]
-            values = [projected(config, own, "value", shared, x[s]) for s in seen]
-            score = capped(torch.stack([scale * (q @ k) for k in keys]), config.attention_soft_cap)
-            heads.append(sum(w * v for w, v in zip(score.softmax(0), values, strict=True)))
-        assert heads[0].shape == (d,)
-        outputs.append(own["attention.output.weight"] @ torch.cat(heads))
-    return outputs
+        seen = [s for s in range(t + 1) if sees(config, layer, t, s)]
+        scores = [
+            capped(scale * (q[t] @ k[s]), config.attention_soft_cap) + forgotten(config, own, h, x, s, t) for s in seen
+        ]
+        share = torch.stack(scores).softmax(0)
+        head = sum(a * v[s] for a, s in zip(share, seen, strict=True))
+        if config.attention_gate:
+            n = len(head) if config.attention_gate == "element" else 1
+            head = head / (1 + (-(own["attention.gate.weight"][h * n : (h + 1) * n] @ x[t])).exp())
+        mixed.append(head)
+    return mixed
+
+
+def forgotten(config, own, h: int, x: list[Tensor], key: int, query: int):
+    """log of the product of the forget gates after the key, up to the query."""
+    if not config.forget_gate:
+        return 0.0
+    weight, bias = own["attention.forget.weight"][h], own["attention.forget.bias"][h]
+    gates = [1 / (1 + (-(weight @ x[t] + bias)).exp()) for t in range(key + 1, query + 1)]
+    return sum((g.log() for g in gates), start=torch.zeros(()))
 
 
 def sees(config, layer: int, t: int, s: int) -> bool:

@@ -8,6 +8,12 @@ from noria.model import ModelConfig, Transformer
 
 PLAIN = {"vocab_size": 50, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "context": 32}
 
+MLA: dict = {
+    "kv_heads": 4,
+    "qk_norm": False,
+    "mla": {"kv_rank": 12, "query_rank": 10, "nope_width": 6, "rope_width": 4, "value_width": 5},
+}
+
 OPTIONS: dict[str, dict] = {
     "none": {},
     "untied": {"tied": False},
@@ -32,6 +38,42 @@ OPTIONS: dict[str, dict] = {
         "layers": 3,
         "local": {"window": 4, "global_every": 3, "rope_base": 100.0},
         "rope_scaling": {"kind": "linear", "factor": 8.0},
+    },
+    "mla": {**MLA},
+    "mla without a query latent": {**MLA, "mla": {**MLA["mla"], "query_rank": None}},
+    "mla with all": {
+        **MLA,
+        "attention_gate": "element",
+        "forget_gate": True,
+        "local": {"window": 4, "global_every": 2},
+        "attention_scale": 0.4,
+    },
+    "mla soft cap": {**MLA, "attention_soft_cap": 2.0},
+    "gated heads": {"attention_gate": "head"},
+    "gated elements": {"attention_gate": "element"},
+    "forgetting": {"forget_gate": True, "nope_every": 1},
+    "forgetting, rotated and local": {"forget_gate": True, "local": {"window": 4}},
+    "experts": {"moe": {"experts": 6, "chosen": 2, "expert_width": 16}},
+    "shared experts": {
+        "layers": 3,
+        "activation": "swiglu",
+        "moe": {"experts": 5, "chosen": 3, "expert_width": 8, "shared": 2, "route_scale": 2.5, "first_dense": 1},
+    },
+    "qwen3 experts": {
+        "activation": "swiglu",
+        "moe": {"experts": 4, "chosen": 2, "expert_width": 16, "score": "softmax"},
+    },
+    "softmax experts as they are": {
+        "moe": {"experts": 4, "chosen": 2, "expert_width": 16, "score": "softmax", "normalise": False}
+    },
+    "attention residuals": {"attention_residuals": 1},
+    "block attention residuals": {"layers": 4, "attention_residuals": 3},
+    "deepseek": {
+        **MLA,
+        "layers": 3,
+        "activation": "swiglu",
+        "rope_scaling": {"kind": "yarn", "factor": 4.0, "original_context": 64, "attention_factor": 1.0},
+        "moe": {"experts": 4, "chosen": 2, "expert_width": 8, "shared": 1, "first_dense": 1},
     },
     "gemma": {
         "activation": "geglu",
@@ -58,6 +100,8 @@ def randomised(config: ModelConfig, seed: int = 0) -> Transformer:
         for tensor in model.state_dict(keep_vars=True).values():
             if isinstance(tensor, torch.nn.Parameter):
                 tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.2)
+            elif tensor.is_floating_point():  # the routers' biases
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
     return model.eval()
 
 

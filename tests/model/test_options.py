@@ -9,17 +9,28 @@ from noria.inference import Engine, Request, SamplingParams
 from noria.inference.cache import RowCache
 from noria.model import ModelConfig, Transformer
 from tests.model.naive import naive_logits
-from tests.model.options import OPTIONS, PLAIN, option, random_tokens, randomised
+from tests.model.options import MLA, OPTIONS, PLAIN, option, random_tokens, randomised
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@torch.no_grad()
-def test_the_forward_pass_is_the_formula(name):
+def test_logits_and_gradients_are_those_of_the_formula(name):
     config = option(name)
     model, tokens = randomised(config), random_tokens(config, 1, 9)
-    torch.testing.assert_close(model(tokens)[0], naive_logits(config, model.state_dict(), tokens[0].tolist()), **CLOSE)
+    weights = {
+        n: t.clone().requires_grad_() for n, t in model.state_dict().items() if n != "head.weight" or not config.tied
+    }
+    found, expected = model(tokens)[0], naive_logits(config, weights, tokens[0].tolist())
+    torch.testing.assert_close(found, expected, **CLOSE)
+    probe = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    (found * probe).sum().backward()
+    (expected * probe).sum().backward()
+    for name, parameter in model.named_parameters():
+        wanted = weights[name].grad
+        torch.testing.assert_close(
+            parameter.grad, torch.zeros_like(parameter) if wanted is None else wanted, atol=1e-4, rtol=1e-3
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("none", "norm eps", "untied")])
@@ -120,6 +131,23 @@ REFUSED = {
         {"nope_every": 1, "rope_scaling": {"kind": "linear", "factor": 2.0}},
         "remove rope_scaling",
     ),
+    "capped and forgetting": ({"forget_gate": True, "attention_soft_cap": 1.0}, "remove attention_soft_cap or forget"),
+    "no layer of experts": (
+        {"moe": {"experts": 4, "chosen": 2, "expert_width": 8, "first_dense": 2}},
+        "lower moe.first_dense",
+    ),
+    "more experts chosen than there are": (
+        {"moe": {"experts": 4, "chosen": 5, "expert_width": 8}},
+        "must not exceed moe.experts",
+    ),
+    "one block": ({"attention_residuals": 4}, "lower attention_residuals"),
+    "latent and grouped": ({**MLA, "kv_heads": 2}, "set kv_heads equal to heads"),
+    "latent with a norm": ({**MLA, "qk_norm": True}, "set qk_norm = false"),
+    "latent with a head width": ({**MLA, "explicit_head_width": 8}, "remove explicit_head_width"),
+    "latent with biases": ({**MLA, "qkv_bias": True}, "set qkv_bias = false"),
+    "latent without position": ({**MLA, "nope_every": 2}, "set nope_every = 0"),
+    "latent, odd": ({**MLA, "mla": {**MLA["mla"], "rope_width": 3}}, "mla.rope_width 3 must be even"),
+    "an unknown option": ({"moe": {"experts": 4, "chosen": 2, "expert_width": 8, "capacity": 2}}, "capacity"),
 }
 
 

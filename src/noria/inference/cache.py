@@ -46,17 +46,17 @@ class CacheView:
         self._store = store
         self._rows = slice(first, first + positions_BT.shape[0])
         self._row_index = torch.arange(first, first + positions_BT.shape[0])[:, None]
-        self._positions_BT = positions_BT
+        self.positions_BT = positions_BT
         self._end = int(positions_BT.max()) + 1
 
     def mask(self) -> Tensor:
         """(B, 1, T, S): a token at position p sees positions 0..p. Stale entries beyond p are never seen."""
-        return (torch.arange(self._end) <= self._positions_BT[..., None])[:, None]
+        return (torch.arange(self._end) <= self.positions_BT[..., None])[:, None]
 
     def extend(self, layer: int, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {}
         for name, new_BGTd in states.items():
             store_RGSd = self._store.states_LRGSd[name][layer]
-            store_RGSd[self._row_index, :, self._positions_BT] = new_BGTd.transpose(1, 2)
+            store_RGSd[self._row_index, :, self.positions_BT] = new_BGTd.transpose(1, 2)
             found[name] = store_RGSd[self._rows, :, : self._end]
         return found

@@ -1,10 +1,11 @@
 """What a shape costs: parameters, FLOPs, cache bytes. Exact for `Transformer` (tests/model compare with traces).
 
-D width, H query heads, G key/value heads, d head width, F hidden width, T tokens.
+D width, H query heads, G key/value heads, d head width, F hidden width, E experts, K chosen, L layers, T tokens.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,35 +13,65 @@ if TYPE_CHECKING:
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Weights that take part in a matrix product for each token: the layers and the output head.
+    """Weights that take part in a matrix product for each token: the layers (of experts, those visited) and the head.
 
     Counting these (not the embedding look-up) gave the steadiest compute-optimal ratio at small scale (nanochat).
     """
-    layer = attention_matrices(config) + ffn_matrices(config, config.ffn_width)
-    return config.layers * layer + config.vocab_size * config.width
-
-
-def attention_matrices(config: ModelConfig) -> int:
-    """Weights of one layer's attention projections."""
-    return 2 * config.width * config.head_width * (config.heads + config.kv_heads)
-
-
-def ffn_matrices(config: ModelConfig, hidden: int) -> int:
-    return (3 if config.gated_ffn else 2) * config.width * hidden
-
-
-def vectors(config: ModelConfig) -> int:
-    """Trained numbers that no matrix product multiplies: norms and biases."""
-    norms = (4 if config.post_norm else 2) * config.width
-    qk_norms = 2 * config.head_width if config.qk_norm else 0
-    biases = config.head_width * (config.heads + 2 * config.kv_heads) if config.qkv_bias else 0
-    return config.layers * (norms + qk_norms + biases) + config.width
+    fed = sum(ffn_matrices(config, layer, active=True) for layer in range(config.layers))
+    return config.layers * attention_matrices(config) + fed + config.vocab_size * config.width
 
 
 def parameters(config: ModelConfig) -> int:
-    """All trained numbers, norms included."""
-    embedding = 0 if config.tied else config.vocab_size * config.width
-    return matmul_parameters(config) + embedding + vectors(config)
+    """All trained numbers: every expert, norms and biases included. Routers' balancing biases are not trained."""
+    fed = sum(ffn_matrices(config, layer, active=False) for layer in range(config.layers))
+    tables = (1 if config.tied else 2) * config.vocab_size * config.width
+    return config.layers * attention_matrices(config) + fed + tables + vectors(config)
+
+
+def attention_matrices(config: ModelConfig) -> int:
+    """Weights of one layer's attention projections, gates included."""
+    width, heads = config.width, config.heads
+    if config.mla:
+        mla = config.mla
+        query = heads * config.head_width
+        matrices = width * mla.query_rank + mla.query_rank * query if mla.query_rank else width * query
+        matrices += width * (mla.kv_rank + mla.rope_width)
+        matrices += mla.kv_rank * heads * (mla.nope_width + mla.value_width) + heads * mla.value_width * width
+    else:
+        matrices = 2 * width * config.head_width * (heads + config.kv_heads)
+    gates = {None: 0, "head": heads, "element": heads * config.value_width}[config.attention_gate]
+    return matrices + width * (gates + (heads if config.forget_gate else 0))
+
+
+def ffn_matrices(config: ModelConfig, layer: int, active: bool) -> int:
+    """Weights of a layer's feed-forward: all of them, or only those that one token meets."""
+    matrices = 3 if config.gated_ffn else 2
+    if not config.has_experts(layer):
+        return matrices * config.width * config.ffn_width
+    moe = config.moe
+    assert moe is not None
+    met = moe.shared + (moe.chosen if active else moe.experts)
+    return config.width * moe.experts + matrices * config.width * moe.expert_width * met
+
+
+def expert_parameters(config: ModelConfig) -> int:
+    """Weights of the routed experts, which are stored as one tensor (E, rows, columns) a matrix."""
+    if config.moe is None:
+        return 0
+    matrices = 3 if config.gated_ffn else 2
+    layers = config.layers - config.moe.first_dense
+    return layers * config.moe.experts * matrices * config.width * config.moe.expert_width
+
+
+def vectors(config: ModelConfig) -> int:
+    """Trained numbers that are no matrix: norms, biases, the queries of attention residuals."""
+    layer = (4 if config.post_norm else 2) * config.width
+    layer += 2 * config.head_width if config.qk_norm else 0
+    layer += config.head_width * (config.heads + 2 * config.kv_heads) if config.qkv_bias else 0
+    layer += config.heads if config.forget_gate else 0
+    layer += config.mla.kv_rank + (config.mla.query_rank or 0) if config.mla else 0
+    queries = (2 * config.layers + 1) * config.width if config.attention_residuals else 0
+    return config.layers * layer + config.width + queries
 
 
 def visible(length: int, window: int | None) -> float:
@@ -55,23 +86,30 @@ def attention_flops(config: ModelConfig, length: int, skip_masked: bool = True) 
 
     Without `skip_masked`, over all `length` keys, which is what a kernel without block skipping computes.
     """
+    window = config.local.window if config.local else None
     seen = sum(
-        visible(length, config.local.window if config.local and config.is_local(layer) else None)
-        if skip_masked
-        else length
+        visible(length, window if config.is_local(layer) else None) if skip_masked else length
         for layer in range(config.layers)
     )
-    return 2.0 * config.heads * 2 * config.head_width * seen
+    return 2.0 * config.heads * (config.head_width + config.value_width) * seen
+
+
+def stream_entries(config: ModelConfig) -> int:
+    """Entries that attention residuals read, over all sub-layers and the end: 1 + ceil(s / block) at the s-th."""
+    if config.attention_residuals is None:
+        return 0
+    return sum(1 + math.ceil(s / config.attention_residuals) for s in range(2 * config.layers + 1))
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int | None = None, skip_masked: bool = True) -> float:
     """Training FLOPs a token, forward and backward: 6 a matmul weight, and 12*H*d*T/2 a layer for causal attention.
 
     Backward costs twice the forward; each product is a multiplication and an addition (PaLM, appendix B); the half
-    is what a causal mask leaves.
+    is what a causal mask leaves. Attention residuals: a score and a mixture, 4 D an entry read.
     """
     length = sequence_length or config.context
-    return 6.0 * matmul_parameters(config) + 3.0 * attention_flops(config, length, skip_masked)
+    forward = 2.0 * matmul_parameters(config) + 4.0 * config.width * stream_entries(config)
+    return 3.0 * (forward + attention_flops(config, length, skip_masked))
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:

@@ -21,8 +21,10 @@ __all__ = ["Attention", "LayerCache", "attend", "rotary_angles", "rotate"]
 class LayerCache(Protocol):
     """What attention needs of a cache; the cache itself lives in `inference/cache.py`.
 
-    The names and shapes of the states come from `ModelConfig.cache_states`.
+    The names and shapes of the states come from `ModelConfig.cache_states`; a row store and a paged one can both serve.
     """
+
+    positions_BT: Tensor  # where the new tokens lie among the S
 
     def extend(self, layer: int, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Store the new tokens' states, each (B, heads, T, width), and return all so far: each (B, heads, S, width)."""
@@ -40,6 +42,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(config.width, shared, bias=config.qkv_bias)
         self.value = nn.Linear(config.width, shared, bias=config.qkv_bias)
         self.output = nn.Linear(own, config.width, bias=False)
+        self.gate = output_gate(config)
+        self.forget = nn.Linear(config.width, config.heads) if config.forget_gate else None
         self.query_norm = nn.RMSNorm(config.head_width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(config.head_width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -54,10 +58,15 @@ class Attention(nn.Module):
         query, key = self.query_norm(query), self.key_norm(key)
         if self.rotated:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
+        states = {"key": key, "value": value}
+        if self.forget is not None:
+            states["log_forget"] = log_forget(self.forget(x_BTD))
         if cache is not None:
-            states = cache.extend(self.layer, {"key": key, "value": value})
-            key, value = states["key"], states["value"]
-        mixed_BHTd = attend(query, key, value, mask, self.scale, self.soft_cap)
+            states = cache.extend(self.layer, states)
+        decay = decay_bias(states["log_forget"], cache) if self.forget is not None else None
+        mixed_BHTd = attend(query, states["key"], states["value"], mask, self.scale, self.soft_cap, decay)
+        if self.gate is not None:
+            mixed_BHTd = gated(mixed_BHTd, self.gate(x_BTD))
         return self.output(mixed_BHTd.transpose(1, 2).reshape(rows, length, -1))
 
 
@@ -68,9 +77,17 @@ def attend(
     mask: Tensor | None,
     scale: float | None = None,
     soft_cap: float | None = None,
+    bias_BHTS: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale q.k) v (B, H, T, d) over what `mask` allows (None: causal); scores pass c tanh(s/c) under a cap."""
+    """softmax(scale q.k + bias) v (B, H, T, d) over what `mask` allows (None: causal).
+
+    Under a cap, scores pass c tanh(s/c) first.
+    """
     shared = query_BHTd.shape[1] // key_BGSd.shape[1]
+    if mask is None and (bias_BHTS is not None or soft_cap is not None):
+        mask = torch.ones(query_BHTd.shape[2], key_BGSd.shape[2], dtype=torch.bool, device=key_BGSd.device).tril()
+    if bias_BHTS is not None and mask is not None:
+        mask = bias_BHTS.masked_fill(~mask, -torch.inf).to(query_BHTd.dtype)
     if soft_cap is None:
         return F.scaled_dot_product_attention(
             query_BHTd,
@@ -84,6 +101,38 @@ def attend(
     key, value = key_BGSd.repeat_interleave(shared, 1), value_BGSd.repeat_interleave(shared, 1)
     scale = query_BHTd.shape[-1] ** -0.5 if scale is None else scale
     score_BHTS = soft_cap * torch.tanh(query_BHTd @ key.mT * (scale / soft_cap))
-    if mask is None:
-        mask = torch.ones(score_BHTS.shape[-2:], dtype=torch.bool, device=score_BHTS.device).tril()
+    assert mask is not None
     return score_BHTS.masked_fill(~mask, -torch.inf).softmax(-1) @ value
+
+
+def output_gate(config: ModelConfig) -> nn.Linear | None:
+    """The matrix of a gate on attention's output: a number a head, or one an element of it."""
+    if config.attention_gate is None:
+        return None
+    outputs = config.heads * (1 if config.attention_gate == "head" else config.value_width)
+    return nn.Linear(config.width, outputs, bias=False)
+
+
+def gated(mixed_BHTd: Tensor, gate_BTg: Tensor) -> Tensor:
+    """Each head's output times the sigmoid of a gate made of attention's input (arXiv 2505.06708, place G1)."""
+    rows, heads, length, _ = mixed_BHTd.shape
+    return mixed_BHTd * torch.sigmoid(gate_BTg.view(rows, length, heads, -1).transpose(1, 2))
+
+
+def log_forget(gate_BTH: Tensor) -> Tensor:
+    """log f (B, H, T, 1), f = sigmoid(w x + b) the share of its past that a head keeps at this token; in fp32."""
+    return F.logsigmoid(gate_BTH.float()).transpose(1, 2)[..., None]
+
+
+def decay_bias(log_forget_BHS1: Tensor, cache: LayerCache | None) -> Tensor:
+    """What forgetting adds to the scores (B, H, T, S): for query i and key j, sum of log f over j+1..i.
+
+    Forgetting Transformer, arXiv 2503.02130, section 3: with c the running sum, c_i - c_j. Entries that the mask hides
+    may hold anything finite. The paper needs no rotation beside it (nope_every = 1).
+    """
+    sum_BHS1 = log_forget_BHS1.cumsum(2)
+    at_query = sum_BHS1
+    if cache is not None:
+        index = cache.positions_BT[:, None, :, None].expand(-1, sum_BHS1.shape[1], -1, -1)
+        at_query = sum_BHS1.gather(2, index)
+    return at_query - sum_BHS1.mT

@@ -55,6 +55,35 @@ class LocalAttention(Part):
     )
 
 
+class MLA(Part):
+    """Multi-head latent attention: keys and values from one small latent (DeepSeek-V2, arXiv 2405.04434, 2.1)."""
+
+    kv_rank: int = Field(gt=0, description="R, the latent that is cached in place of keys and values")
+    query_rank: int | None = Field(default=None, gt=0, description="of the queries' latent; None: one full matrix")
+    nope_width: int = Field(gt=0, description="of a head's query and key, the part without position")
+    rope_width: int = Field(gt=0, description="r, the rotated part; one key of this width serves all heads")
+    value_width: int = Field(gt=0, description="of a head's value")
+
+
+class MoE(Part):
+    """Routed experts in place of the feed-forward (DeepSeek-V3, arXiv 2412.19437, section 2.1.2; `model/moe.py`)."""
+
+    experts: int = Field(gt=1, description="E, routed")
+    chosen: int = Field(gt=0, description="K, routed experts that each token visits")
+    expert_width: int = Field(gt=0, description="hidden width of one expert")
+    shared: int = Field(default=0, ge=0, description="experts that every token visits, computed as one wide one")
+    score: Literal["sigmoid", "softmax"] = Field(default="sigmoid", description="softmax over all experts: Qwen3")
+    normalise: bool = Field(default=True, description="the chosen weights are divided by their sum")
+    route_scale: float = Field(default=1.0, gt=0, description="multiplies the routed weights (DeepSeek-V3: 2.5)")
+    first_dense: int = Field(default=0, ge=0, description="layers at the bottom that stay dense, ffn_width wide")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.chosen > self.experts:
+            raise ValueError(f"moe.chosen {self.chosen} must not exceed moe.experts {self.experts}")
+        return self
+
+
 class ModelConfig(Part):
     """Everything that fixes the weights' shapes and the function that they compute."""
 
@@ -85,17 +114,53 @@ class ModelConfig(Part):
         default=0, ge=0, description="each n-th layer has no rotation (arXiv 2501.18795; SmolLM3: 4); 1: none at all"
     )
     local: LocalAttention | None = None
+    mla: MLA | None = None
+    attention_gate: Literal["head", "element"] | None = Field(
+        default=None, description="sigmoid gate on each head's output, a number a head or an element (arXiv 2505.06708)"
+    )
+    forget_gate: bool = Field(default=False, description="Forgetting attention (arXiv 2503.02130)")
+    moe: MoE | None = None
+    attention_residuals: int | None = Field(
+        default=None,
+        gt=0,
+        description="Attention Residuals (arXiv 2603.15031): sub-layers a block, two a layer; 1: full; None: plain sum",
+    )
 
     @model_validator(mode="after")
     def _check_divisions(self) -> Self:
-        if self.explicit_head_width is None and (self.width % self.heads or (self.width // self.heads) % 2):
+        plain = self.explicit_head_width is None and self.mla is None
+        if plain and (self.width % self.heads or (self.width // self.heads) % 2):
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}")
-        if self.head_width % 2:
-            raise ValueError(f"explicit_head_width {self.head_width} must be even: rotation turns pairs")
+        if self.rotary_width % 2:
+            name = "mla.rope_width" if self.mla else "explicit_head_width"
+            raise ValueError(f"{name} {self.rotary_width} must be even: rotation turns pairs")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
-        if self.rope_scaling and self.nope_every == 1:
-            raise ValueError("nope_every = 1 leaves no layer that rotates: remove rope_scaling")
+        return self
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        wrong = {
+            "nope_every = 1 leaves no layer that rotates: remove rope_scaling": self.rope_scaling
+            and self.nope_every == 1,
+            "a cap on scores and a forget gate have no common formula: remove attention_soft_cap or forget_gate": (
+                self.forget_gate and self.attention_soft_cap
+            ),
+            "every layer is dense: lower moe.first_dense below layers, or remove moe": (
+                self.moe and self.moe.first_dense >= self.layers
+            ),
+            "one block of attention residuals is the plain sum: lower attention_residuals below 2 * layers": (
+                self.attention_residuals and self.attention_residuals >= 2 * self.layers
+            ),
+            "MLA has no shared key/value heads: set kv_heads equal to heads": self.mla and self.kv_heads != self.heads,
+            "MLA normalises its latents instead of queries and keys: set qk_norm = false": self.mla and self.qk_norm,
+            "MLA has widths of its own: remove explicit_head_width": self.mla and self.explicit_head_width,
+            "MLA has no biases: set qkv_bias = false": self.mla and self.qkv_bias,
+            "MLA keeps its position in a part of its own: set nope_every = 0": self.mla and self.nope_every,
+        }
+        found = [message for message, is_wrong in wrong.items() if is_wrong]
+        if found:
+            raise ValueError("; ".join(found))
         return self
 
     # -- the pieces of each layer --
@@ -103,7 +168,19 @@ class ModelConfig(Part):
     @property
     def head_width(self) -> int:
         """d, of a query and a key."""
+        if self.mla:
+            return self.mla.nope_width + self.mla.rope_width
         return self.explicit_head_width or self.width // self.heads
+
+    @property
+    def value_width(self) -> int:
+        """Of a head's value."""
+        return self.mla.value_width if self.mla else self.head_width
+
+    @property
+    def rotary_width(self) -> int:
+        """The part of a head that positions rotate."""
+        return self.mla.rope_width if self.mla else self.head_width
 
     @property
     def gated_ffn(self) -> bool:
@@ -118,9 +195,16 @@ class ModelConfig(Part):
     def is_rotated(self, layer: int) -> bool:
         return not (self.nope_every and (layer + 1) % self.nope_every == 0)
 
+    def has_experts(self, layer: int) -> bool:
+        return self.moe is not None and layer >= self.moe.first_dense
+
     def cache_states(self) -> dict[str, tuple[int, int]]:
         """What a layer keeps of each past token, name -> (heads, width); stored as (rows, heads, tokens, width)."""
-        return {"key": (self.kv_heads, self.head_width), "value": (self.kv_heads, self.head_width)}
+        if self.mla:
+            states = {"latent": (1, self.mla.kv_rank), "rope_key": (1, self.mla.rope_width)}
+        else:
+            states = {"key": (self.kv_heads, self.head_width), "value": (self.kv_heads, self.head_width)}
+        return states | ({"log_forget": (self.heads, 1)} if self.forget_gate else {})
 
     # -- what it costs --
 

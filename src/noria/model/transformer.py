@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from noria.model.attention import Attention, LayerCache
 from noria.model.config import ModelConfig
 from noria.model.feed_forward import activate
+from noria.model.latent_attention import LatentAttention
 from noria.model.masks import document_mask, document_positions, windowed
+from noria.model.moe import MixtureOfExperts
+from noria.model.residual import Stream, residual
 from noria.model.rope import rotary_angles
 
 __all__ = ["Block", "Transformer", "document_mask", "document_positions"]
@@ -30,6 +33,7 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.final_residual = residual(config, 2 * config.layers)
         self.final_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         self._initialise(seed)
@@ -49,7 +53,7 @@ class Transformer(nn.Module):
                 nn.init.zeros_(parameter)
             elif parameter.ndim < 2:
                 continue
-            elif name.endswith(("output.weight", "down.weight")) and not self.config.post_norm:
+            elif name.endswith(("output.weight", "down.weight", "moe.down")) and not self.config.post_norm:
                 nn.init.zeros_(parameter)
             elif name.startswith(("embedding", "head")):
                 nn.init.normal_(parameter, std=0.02, generator=generator)
@@ -79,19 +83,20 @@ class Transformer(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         if self.config.embedding_scale != 1.0:
             x_BTD = x_BTD * self.config.embedding_scale
+        stream: Stream = (x_BTD,)
         for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, *surroundings[self.config.is_local(layer)], cache)
-        return self.final_norm(x_BTD)
+            stream = block(stream, *surroundings[self.config.is_local(layer)], cache)
+        return self.final_norm(self.final_residual.read(stream))
 
     def _surroundings(self, positions_BT: Tensor, index_BT: Tensor, mask: Tensor | None) -> dict[bool, Surroundings]:
         """For global (False) and local (True) layers, whichever the model has."""
         config, local = self.config, self.config.local
         found: dict[bool, Surroundings] = {}
-        rotary = rotary_angles(positions_BT, config.head_width, config.rope_base, config.rope_scaling)
+        rotary = rotary_angles(positions_BT, config.rotary_width, config.rope_base, config.rope_scaling)
         found[False] = (rotary, mask)
         if local is not None:
             if local.rope_base is not None:
-                rotary = rotary_angles(positions_BT, config.head_width, local.rope_base)
+                rotary = rotary_angles(positions_BT, config.rotary_width, local.rope_base)
             found[True] = (rotary, windowed(mask, index_BT, local.window))
         return found
 
@@ -106,6 +111,8 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
+    """Two sub-layers, attention and feed-forward, each reading from the stream and adding to it."""
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
 
@@ -113,21 +120,28 @@ class Block(nn.Module):
             return nn.RMSNorm(config.width, eps=config.norm_eps)
 
         self.activation = config.activation
+        self.attention_residual = residual(config, 2 * layer)
         self.attention_norm = norm()
-        self.attention = Attention(config, layer)
+        self.attention = LatentAttention(config, layer) if config.mla else Attention(config, layer)
         self.attention_post_norm = norm() if config.post_norm else nn.Identity()
+        self.ffn_residual = residual(config, 2 * layer + 1)
         self.ffn_norm = norm()
-        self.gate = nn.Linear(config.width, config.ffn_width, bias=False) if config.gated_ffn else None
-        self.up = nn.Linear(config.width, config.ffn_width, bias=False)
-        self.down = nn.Linear(config.ffn_width, config.width, bias=False)
+        self.moe = MixtureOfExperts(config) if config.has_experts(layer) else None
+        if self.moe is None:
+            self.gate = nn.Linear(config.width, config.ffn_width, bias=False) if config.gated_ffn else None
+            self.up = nn.Linear(config.width, config.ffn_width, bias=False)
+            self.down = nn.Linear(config.ffn_width, config.width, bias=False)
         self.ffn_post_norm = norm() if config.post_norm else nn.Identity()
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
-    ) -> Tensor:
-        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotary, mask, cache)
-        x_BTD = x_BTD + self.attention_post_norm(mixed_BTD)
-        return x_BTD + self.ffn_post_norm(self._feed_forward(self.ffn_norm(x_BTD)))
+        self, stream: Stream, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
+    ) -> Stream:
+        x_BTD = self.attention_norm(self.attention_residual.read(stream))
+        added_BTD = self.attention_post_norm(self.attention(x_BTD, rotary, mask, cache))
+        stream = self.attention_residual.write(stream, added_BTD)
+        x_BTD = self.ffn_norm(self.ffn_residual.read(stream))
+        added_BTD = self.ffn_post_norm(self._feed_forward(x_BTD) if self.moe is None else self.moe(x_BTD))
+        return self.ffn_residual.write(stream, added_BTD)
 
     def _feed_forward(self, x_BTD: Tensor) -> Tensor:
         gate = None if self.gate is None else self.gate(x_BTD)
