@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from noria.deployment.quantize import keep_int8, quantise_folder
 from noria.inference import Engine, Request, SamplingParams
 from noria.inference.cache import RowCache
-from noria.model import ModelConfig, Transformer
+from noria.model import ModelConfig, Transformer, load_model, save_model
 from tests.model.naive import naive_logits
 from tests.model.options import MLA, OPTIONS, PLAIN, option, random_tokens, randomised
 
@@ -100,6 +101,23 @@ def test_every_trained_number_gets_a_gradient_and_a_new_model_is_finite(name):
     for model in (randomised(config).train(), Transformer(config)):
         model(tokens).log_softmax(-1)[..., 0].sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@torch.no_grad()
+def test_a_folder_gives_the_same_model_back_and_its_int8_twin_works_with_weights_kept_int8(name, tmp_path):
+    config = option(name)
+    model, tokens = randomised(config), random_tokens(config, 2, 9)
+    (tmp_path / "source.json").write_text("{}")
+    save_model(tmp_path / "model", model, tmp_path / "source.json")
+    loaded = load_model(tmp_path / "model")
+    assert loaded.config == config and torch.equal(loaded(tokens), model(tokens))
+    quantise_folder(tmp_path / "model", tmp_path / "int8")
+    converted, kept = load_model(tmp_path / "int8"), keep_int8(tmp_path / "int8")
+    torch.testing.assert_close(kept(tokens), converted(tokens), atol=1e-4, rtol=1e-3)
+    asked = [Request(tokens[0].tolist(), SamplingParams(max_tokens=5, temperature=0.0))]
+    found, expected = (Engine(m, end_id=-1).generate(asked)[0] for m in (kept, converted))
+    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
 
 
 def test_with_every_option_off_the_parameters_are_those_of_the_first_release():

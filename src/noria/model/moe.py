@@ -46,7 +46,10 @@ class MixtureOfExperts(nn.Module):
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         # The router computes in fp32: rounding would change which experts are chosen.
         with torch.autocast(x_ND.device.type, enabled=False):
-            logits_NE = F.linear(x_ND.float(), self.router.weight.float())
+            if self.router.weight.is_floating_point():
+                logits_NE = F.linear(x_ND.float(), self.router.weight.float())
+            else:  # a layer kept in int8 scales its own result
+                logits_NE = self.router(x_ND.float())
         chosen_NK, weight_NK = route(logits_NE, self.bias, self.config)
         load_E = torch.bincount(chosen_NK.flatten(), minlength=self.config.experts)
         order_M = chosen_NK.flatten().argsort(stable=True)  # visits, expert by expert
