@@ -17,6 +17,8 @@ MLA: dict = {
 OPTIONS: dict[str, dict] = {
     "none": {},
     "untied": {"tied": False},
+    "one head": {"heads": 1, "kv_heads": 1},
+    "as many key heads": {"kv_heads": 4, "qk_norm": False},
     "no qk norm": {"qk_norm": False},
     "explicit head width": {"explicit_head_width": 12},
     "norm eps": {"norm_eps": 0.1},
@@ -41,6 +43,7 @@ OPTIONS: dict[str, dict] = {
     },
     "mla": {**MLA},
     "mla without a query latent": {**MLA, "mla": {**MLA["mla"], "query_rank": None}},
+    "mla, values as wide as keys": {**MLA, "mla": {**MLA["mla"], "value_width": 10}},
     "mla with all": {
         **MLA,
         "attention_gate": "element",

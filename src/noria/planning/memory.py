@@ -91,8 +91,10 @@ def _attention(model: ModelConfig, length: int) -> float:
         kept += _norm(model.mla.query_rank) + model.mla.query_rank if model.mla.query_rank else 0
         kept += 3 * model.mla.kv_rank + model.mla.rope_width + 1
     fused = not model.forget_gate and model.attention_soft_cap is None and model.head_width == model.value_width
-    if fused:  # q, k, v; the output as the kernel has it and as the projection wants it; log-sums; the mask in fp32
-        kept += own + 2 * shared + 2 * mixed + heads + length
+    if fused:  # q, k, v; the output as the kernel has it and (but for one head) as the projection wants it; log-sums;
+        # the mask in fp32. A latent's v is a part of one product with k, which stays whole.
+        kept += own + 2 * shared + (2 if heads > 1 else 1) * mixed + heads + length
+        kept += heads * model.mla.nope_width if model.mla else 0
     else:  # scaled q, and k and v spread over the query heads; the output; the shares, and under a cap tanh too
         kept += 2 * own + 2 * mixed + heads * length * (1 if model.attention_soft_cap is None else 2)
     if model.forget_gate or model.attention_soft_cap is not None:
