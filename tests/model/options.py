@@ -17,6 +17,8 @@ MLA: dict = {
 OPTIONS: dict[str, dict] = {
     "none": {},
     "untied": {"tied": False},
+    "one head": {"heads": 1, "kv_heads": 1},
+    "as many key heads": {"kv_heads": 4, "qk_norm": False},
     "no qk norm": {"qk_norm": False},
     "explicit head width": {"explicit_head_width": 12},
     "norm eps": {"norm_eps": 0.1},
@@ -33,6 +35,7 @@ OPTIONS: dict[str, dict] = {
     "yarn": {"rope_scaling": {"kind": "yarn", "factor": 4.0, "original_context": 64, "beta_fast": 8.0}},
     "llama3 rope": {"rope_scaling": {"kind": "llama3", "factor": 8.0, "original_context": 64}, "rope_base": 100.0},
     "nope": {"nope_every": 2},
+    "nope without norm": {"nope_every": 2, "qk_norm": False},
     "local": {"local": {"window": 3}},
     "local and global": {
         "layers": 3,
@@ -41,6 +44,7 @@ OPTIONS: dict[str, dict] = {
     },
     "mla": {**MLA},
     "mla without a query latent": {**MLA, "mla": {**MLA["mla"], "query_rank": None}},
+    "mla, values as wide as keys": {**MLA, "mla": {**MLA["mla"], "value_width": 10}},
     "mla with all": {
         **MLA,
         "attention_gate": "element",
@@ -51,6 +55,7 @@ OPTIONS: dict[str, dict] = {
     "mla soft cap": {**MLA, "attention_soft_cap": 2.0},
     "gated heads": {"attention_gate": "head"},
     "gated elements": {"attention_gate": "element"},
+    "one gated head": {"heads": 1, "kv_heads": 1, "attention_gate": "element"},
     "forgetting": {"forget_gate": True, "nope_every": 1},
     "forgetting, rotated and local": {"forget_gate": True, "local": {"window": 4}},
     "experts": {"moe": {"experts": 6, "chosen": 2, "expert_width": 16}},

@@ -58,7 +58,7 @@ def activation_numbers(model: ModelConfig, length: int) -> float:
     (tests/planning/test_memory.py sums the saved tensors). Under autocast, half of it is a lower bound: norms and
     softmax stay in fp32, and weights that were cast are kept too.
     """
-    layers = sum(_attention(model, length) + _feed_forward(model, layer) for layer in range(model.layers))
+    layers = sum(_attention(model, layer, length) + _feed_forward(model, layer) for layer in range(model.layers))
     # Each norm with its output, which projections keep; after a sub-layer, its output is only added.
     norms = (2 * model.layers + 1) * (_norm(model.width) + model.width)
     if model.post_norm:
@@ -80,7 +80,7 @@ def _once(model: ModelConfig) -> float:
     return 2 + len(kinds) * model.rotary_width
 
 
-def _attention(model: ModelConfig, length: int) -> float:
+def _attention(model: ModelConfig, layer: int, length: int) -> float:
     """Between the norm before it and the sum after it."""
     heads, own, mixed = model.heads, model.heads * model.head_width, model.heads * model.value_width
     shared = model.kv_heads * model.head_width
@@ -91,10 +91,16 @@ def _attention(model: ModelConfig, length: int) -> float:
         kept += _norm(model.mla.query_rank) + model.mla.query_rank if model.mla.query_rank else 0
         kept += 3 * model.mla.kv_rank + model.mla.rope_width + 1
     fused = not model.forget_gate and model.attention_soft_cap is None and model.head_width == model.value_width
-    if fused:  # q, k, v; the output as the kernel has it and as the projection wants it; log-sums; the mask in fp32
-        kept += own + 2 * shared + 2 * mixed + heads + length
+    if fused:
+        # q, k, v; log-sums; the mask in fp32; the output as the kernel has it and as the projection wants it. These two
+        # are one tensor for a single head, and where q comes straight from its projection: the output is laid out as q.
+        straight = not model.is_rotated(layer) and not model.qk_norm
+        copies = 1 if (heads == 1 or straight) and not model.attention_gate else 2
+        kept += own + 2 * shared + copies * mixed + heads + length
     else:  # scaled q, and k and v spread over the query heads; the output; the shares, and under a cap tanh too
         kept += 2 * own + 2 * mixed + heads * length * (1 if model.attention_soft_cap is None else 2)
+    if model.mla and (fused or heads == 1):
+        kept += heads * model.mla.nope_width  # v is a view of one product with k, which stays whole
     if model.forget_gate or model.attention_soft_cap is not None:
         kept += length / 4  # the inverted mask, a byte a pair
     if model.forget_gate:
