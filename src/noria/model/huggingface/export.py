@@ -68,7 +68,7 @@ def _write_shards(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) ->
     if len(shards) == 1:
         save_file(shards[0], folder / "model.safetensors", {"format": "pt"})
         return
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file(shard, folder / file, {"format": "pt"})

@@ -155,11 +155,14 @@ def write_config(config: ModelConfig, dtype: str, tokens: Mapping[str, Any]) -> 
 def _write_gemma(config: ModelConfig) -> dict[str, Any]:
     if not math.isclose(config.embedding_scale, math.sqrt(config.width), rel_tol=1e-6):
         raise UnsupportedModel(f"Gemma scales the embedding by sqrt(width); this model by {config.embedding_scale}")
+    scalar = round((config.attention_scale or config.head_width**-0.5) ** -2)
+    if not math.isclose(scalar**-0.5, config.attention_scale or config.head_width**-0.5, rel_tol=1e-6):
+        raise UnsupportedModel(f"Gemma's attention_scale is 1 / sqrt(a whole number), not {config.attention_scale}")
     local = config.local
     kinds = ("full_attention", "sliding_attention")
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": round((config.attention_scale or config.head_width**-0.5) ** -2, 6),
+        "query_pre_attn_scalar": scalar,
         "attn_logit_softcapping": config.attention_soft_cap,
         "final_logit_softcapping": config.logit_soft_cap,
         "layer_types": [kinds[config.is_local(layer)] for layer in range(config.layers)],
