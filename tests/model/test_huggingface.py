@@ -13,9 +13,11 @@ import torch
 from tokenizers import Tokenizer
 
 from noria.data.fetch import Package, cache_folder, fetch
+from noria.data.imported_tokenizer import ImportedTokenizer
 from noria.data.tokenizer import train_tokenizer
 from noria.model import ModelConfig, Transformer, load_model, save_model
 from noria.model.huggingface import UnsupportedModel, export_folder, export_gguf, import_model
+from noria.types import Message
 
 BASE = {
     "vocab_size": 300,
@@ -206,5 +208,7 @@ def test_the_real_smollm2_gives_the_logits_of_transformers_and_answers(tmp_path:
         peer = AutoModelForCausalLM.from_pretrained(tmp_path / folder, dtype=torch.float32, **options).eval()
         with torch.no_grad():
             assert (ours(text) - peer(text).logits).abs().max() < 1e-4
+    own = ImportedTokenizer.load(tmp_path / "ours")
+    assert own.render([Message("user", asked[0]["content"])]) == ids[0].tolist()
     reply = peer.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
-    assert tokenizer.decode(reply).startswith("17 + 25 = ")  # it goes on with 32
+    assert own.decode(reply).startswith("17 + 25 = ")  # it goes on with 32
