@@ -1,0 +1,128 @@
+"""The tokenizer and chat template that came with an imported model, with the same surface as `Tokenizer`.
+
+Text never becomes a special token here either: a message that spells one is encoded apart from the template around it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from noria.types import Message, digest
+
+# Around the number of a message whose text is put in later; private-use characters, which no template writes.
+OPEN, CLOSE = "\ue0f0", "\ue0f1"
+
+
+class ChatTemplateError(ValueError):
+    """The template refuses these messages, or the folder has none; the message says which."""
+
+
+class ImportedTokenizer:
+    """Immutable; `end` is the id that ends the assistant's turn, `ends` are all that do."""
+
+    def __init__(
+        self, tokenizer_json: str, template: str, names: dict[str, str], ends: Sequence[int], pad: int
+    ) -> None:
+        self._text = tokenizers.Tokenizer.from_str(tokenizer_json)
+        self._text.encode_special_tokens = True  # what spells a special token is text
+        self._marked = tokenizers.Tokenizer.from_str(tokenizer_json)
+        self._template, self._names = template, names
+        self.ends, self.end, self.pad = tuple(ends), ends[0], pad
+        self.bos: int | None = self._text.token_to_id(names.get("bos_token", "")) if names.get("bos_token") else None
+        self._specials = [token.content for token in self._text.get_added_tokens_decoder().values() if token.special]
+
+    @classmethod
+    def load(cls, folder: Path) -> ImportedTokenizer:
+        """Read tokenizer.json and what lies beside it. Raises ChatTemplateError, ValueError for a damaged file."""
+        settings = _json(folder / "tokenizer_config.json")
+        generation = _json(folder / "generation_config.json")
+        names = {name: _content(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+        inner = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        ends = generation.get("eos_token_id")
+        ids = tokenizers.Tokenizer.from_str(inner)
+        if ends is None:
+            ends = ids.token_to_id(names["eos_token"]) if names["eos_token"] else None
+        if ends is None:
+            raise ChatTemplateError(f"{folder} does not say which token ends a turn (eos_token_id)")
+        ends = ends if isinstance(ends, list) else [ends]
+        pad = ids.token_to_id(names["pad_token"]) if names["pad_token"] else None
+        return cls(inner, _template(folder, settings), names, ends, ends[0] if pad is None else pad)
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(self._text.to_str(), self._template)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._text.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; never a special one."""
+        return self._text.encode(text, add_special_tokens=False).ids
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        return [found.ids for found in self._text.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    encode_reply = encode
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`. Pad, bos and the ends of a turn are dropped; other specials are spelled out."""
+        silent = {self.pad, self.bos, *self.ends}
+        return self._text.decode([index for index in map(int, ids) if index not in silent], skip_special_tokens=False)
+
+    def render(self, messages: Sequence[Message], generation: bool = True) -> list[int]:
+        """The ids of the chat template's text; `generation` opens the assistant's next turn.
+
+        Equal to what `transformers` gives, unless a message spells a special token: then its text is encoded by itself.
+        """
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        if not any(special in message["content"] for message in plain for special in self._specials):
+            return self._marked.encode(self._written(plain, generation), add_special_tokens=False).ids
+        held = [{**message, "content": f"{OPEN}{index}{CLOSE}"} for index, message in enumerate(plain)]
+        ids: list[int] = []
+        for place, part in enumerate(self._written(held, generation).split(OPEN)):
+            number, _, around = part.partition(CLOSE) if place else ("", "", part)
+            ids += self.encode(plain[int(number)]["content"]) if number else []
+            ids += self._marked.encode(around, add_special_tokens=False).ids
+        return ids
+
+    def _written(self, messages: list[dict[str, str]], generation: bool) -> str:
+        # The settings that `transformers` gives templates: they are written for them.
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            template = environment.from_string(self._template)
+            return template.render(messages=messages, add_generation_prompt=generation, **self._names)
+        except TemplateError as error:
+            raise ChatTemplateError(f"the model's chat template refuses these messages: {error}") from error
+
+
+def _refuse(reason: str) -> None:
+    raise TemplateError(reason)
+
+
+def _template(folder: Path, settings: dict[str, Any]) -> str:
+    path = folder / "chat_template.jinja"
+    found = path.read_text(encoding="utf-8") if path.is_file() else settings.get("chat_template")
+    if isinstance(found, list):  # several by name
+        found = next((entry["template"] for entry in found if entry["name"] == "default"), None)
+    if not found:
+        raise ChatTemplateError(f"{folder} has no chat template: it is a base model, or its template was left behind")
+    return found
+
+
+def _content(token: Any) -> str:
+    """A token of tokenizer_config.json: a text, or an object that holds it."""
+    return token["content"] if isinstance(token, dict) else token or ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
