@@ -56,7 +56,7 @@ def _run(context: StepContext) -> Mapping[str, Any]:
     from noria.data.tokenizer import Tokenizer
     from noria.model import ModelConfig, Transformer, save_model
     from noria.stages.training_progress import training_progress
-    from noria.training import LoopConfig
+    from noria.training import GuardConfig, LoopConfig
     from noria.training.heldout import Heldout
     from noria.training.pretraining import pretrain
 
@@ -74,6 +74,7 @@ def _run(context: StepContext) -> Mapping[str, Any]:
         decay_share=plan["schedule"]["decay_share"],
         weight_decay=config.weight_decay,
         micro_batch_rows=config.micro_batch_rows,
+        guard=GuardConfig(spikes=True),
     )
     model = Transformer(ModelConfig(**plan["model"]), seed=config.seed)
     history = pretrain(model, stream, loop, training_progress(context, plan["batch_tokens"], "tokens"))

@@ -85,9 +85,7 @@ class Saver:
         if future is None:
             return
         try:
-            future.result()
-            if published is not None:
-                published.result()
+            (published or future).result()
         except (OSError, RuntimeError, CheckpointException) as error:
             raise CheckpointError(self._explain(error)) from error
         self.ranks.barrier()

@@ -20,7 +20,6 @@ from noria.training.batch import TokenBatch
 from noria.training.guard import (
     Event,
     GuardConfig,
-    Verdict,
     WorkerFault,
     accepted_steps,
     judge,
@@ -69,7 +68,7 @@ class Watch:
 
     def gradient(
         self, step: int, batch: TokenBatch, history: Sequence[dict[str, float]]
-    ) -> tuple[Gradient, Verdict | Literal["damaged"]]:
+    ) -> tuple[Gradient, Literal["accept", "reject", "damaged"]]:
         """Measure the step's gradient (it lies in `grad`) and judge it. Raises WorkerFault if no two replays agree."""
         random_state = torch.get_rng_state()
         gradient = self._measure(batch)
@@ -82,12 +81,13 @@ class Watch:
             gradient, differed = self._replayed(step, batch, gradient, random_state)
             if differed:
                 verdict, evidence = judge(accepted, sum(gradient.losses.values()), gradient.norm, self._config)
-        if verdict != "accept":
+        self._time(step, gradient)
+        if verdict in ("spike", "not finite"):
             message = f"step {step}: loss or gradient was {'an outlier' if verdict == 'spike' else 'not finite'}"
             evidence |= {"verdict": verdict, "replay": "same bits"}
             self._tell(Event("skipped_update", step, "data or optimiser", f"{message}; update left out", evidence))
-        self._time(step, gradient)
-        return gradient, verdict
+            return gradient, "reject"
+        return gradient, "accept"
 
     def compare_replicas(self, step: int) -> None:
         """After an update: do all replicas hold the same weights? Raises WorkerFault naming those that don't."""
