@@ -97,6 +97,7 @@ def parallelize(model: nn.Module, layout: Layout, device: str = "cpu") -> Ranks:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     saving = dist.new_group(backend="gloo")
     return Ranks(dist.get_rank(), dist.get_world_size(), layout == "shard", saving)
 
