@@ -7,7 +7,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from noria.model import ModelConfig, Transformer
+from noria.inference.cache import RowCache
+from noria.model import ModelConfig, Transformer, accounting
+from noria.model.masks import windowed
+from tests.model.options import OPTIONS, option, random_tokens
 
 SHAPES = [
     {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 64},
@@ -24,21 +27,41 @@ def test_parameters_are_those_of_the_built_model(shape, qk_norm, tied):
     assert config.parameters() == sum(parameter.numel() for parameter in Transformer(config).parameters())
 
 
-@pytest.mark.slow  # the first use of torch's counter takes seconds
-@pytest.mark.parametrize("shape", SHAPES)
-def test_flops_are_those_of_a_counted_trace_less_the_half_of_attention_that_the_mask_removes(shape):
-    """The counter counts attention's products over the full T x T square; the formula counts the causal half.
+@pytest.mark.parametrize("name", OPTIONS)
+def test_parameters_of_every_option_are_those_of_the_built_model(name):
+    config = option(name)
+    assert config.parameters() == sum(parameter.numel() for parameter in Transformer(config).parameters())
 
-    So counted = formula + that other half, 6*L*D*T a token. What neither counts: norms, rotations, softmax, look-ups.
-    """
+
+@pytest.mark.slow  # the first use of torch's counter takes seconds
+@pytest.mark.parametrize("name", OPTIONS)
+def test_flops_of_every_option_are_those_of_a_counted_trace(name):
+    """The counter counts attention's products over the full T x T square, so they are compared without skipping; what a
+    mask leaves of them is counted in the next test. What neither counts: norms, rotations, softmax, look-ups."""
     rows, length = 2, 64
-    config = ModelConfig(vocab_size=100, context=length, **shape)
-    tokens = torch.randint(0, 100, (rows, length))
+    config = option(name, context=length)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        Transformer(config)(tokens).sum().backward()
-    other_half = 6.0 * config.layers * config.width * length
-    expected = rows * length * (config.flops_per_token() + other_half)
+        Transformer(config)(random_tokens(config, rows, length)).sum().backward()
+    expected = rows * length * accounting.flops_per_token(config, length, skip_masked=False)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 63, 64, 100])
+def test_the_keys_that_a_query_sees_are_counted_from_the_mask(window):
+    """Half a token aside: a query sees itself too, so a causal square holds T(T+1)/2 keys, not T^2/2."""
+    index = torch.arange(64)[None]
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.bool).tril()
+    mask = mask if window is None else windowed(mask, index, window)
+    counted = mask.sum().item() / 64
+    assert accounting.visible(64, window) == pytest.approx(counted, abs=0.51)
+
+
+def test_experts_that_a_token_does_not_visit_are_parameters_but_no_flops():
+    few, many = (option("experts", moe={"experts": n, "chosen": 2, "expert_width": 16}) for n in (4, 64))
+    assert many.parameters() > 3 * few.parameters()
+    routers = 60 * few.width * few.layers
+    assert many.matmul_parameters() - few.matmul_parameters() == routers
+    assert many.flops_per_token() - few.flops_per_token() == 6 * routers
 
 
 def test_flops_follow_the_length_that_is_trained_on():
@@ -47,13 +70,17 @@ def test_flops_follow_the_length_that_is_trained_on():
     assert config.flops_per_token(64) - config.flops_per_token(32) == 6 * config.layers * config.width * 32
 
 
-def test_the_cache_costs_what_the_engine_allocates():
-    from noria.inference.cache import RowCache
-
-    config = ModelConfig(vocab_size=100, context=64, **SHAPES[0])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_cache_costs_what_the_engine_allocates(name):
+    config = option(name)
     cache = RowCache(config, rows=3, context=10)
-    allocated = 4 * (cache.key_LRGSd.numel() + cache.value_LRGSd.numel())
+    allocated = sum(store.nbytes for store in cache.states_LRGSd.values())
     assert allocated == 3 * 10 * config.cache_bytes_per_token()
+
+
+def test_a_latent_is_smaller_than_the_keys_and_values_that_are_made_from_it():
+    config = option("mla")
+    assert config.cache_bytes_per_token() == config.layers * (12 + 4) * 4 < option("none").cache_bytes_per_token()
 
 
 @pytest.mark.parametrize("change", [{"heads": 5}, {"kv_heads": 3}, {"width": 0}, {"heads": 32}, {"depth": 3}])

@@ -80,15 +80,18 @@ class QuantisedLinear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    bias: Tensor | None
 
-    def __init__(self, weight_RC: Tensor, scale_R: Tensor) -> None:
+    def __init__(self, weight_RC: Tensor, scale_R: Tensor, bias_R: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("weight", weight_RC)
         self.register_buffer("scale", scale_R)
+        self.register_buffer("bias", bias_R)
 
     def forward(self, x: Tensor) -> Tensor:
         # (x q^T) s equals x (s q)^T; scaling the small result is cheaper than scaling the weights.
-        return (x @ self.weight.to(x.dtype).T) * self.scale
+        y = (x @ self.weight.to(x.dtype).T) * self.scale
+        return y if self.bias is None else y + self.bias
 
 
 def keep_int8(folder: Path) -> Transformer:
@@ -106,7 +109,7 @@ def keep_int8(folder: Path) -> Transformer:
         if not isinstance(module, nn.Linear) or (tied and path == "head"):
             continue
         parent, _, leaf = path.rpartition(".")
-        replacement = QuantisedLinear(state[f"{path}.weight"], state[f"{path}.weight.scale"])
+        replacement = QuantisedLinear(state[f"{path}.weight"], state[f"{path}.weight.scale"], state.get(f"{path}.bias"))
         setattr(model.get_submodule(parent), leaf, replacement)
     return model.eval()
 

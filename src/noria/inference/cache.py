@@ -1,9 +1,12 @@
-"""Key/value cache: one row a running sequence, rows kept dense so that a decoding step is a plain slice.
+"""Cache of past tokens: one row a running sequence, rows kept dense so that a decoding step is a plain slice.
 
-L layers, R rows, G key/value heads, S positions, d head width, B rows in use, T new tokens.
+What is kept of a token (keys and values, or a latent) is named by `ModelConfig.cache_states`.
+L layers, R rows, G heads of a state, S positions, d its width, B rows in use, T new tokens.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,17 +15,24 @@ from noria.model import ModelConfig
 
 
 class RowCache:
-    """Storage for `rows` sequences of up to `context` tokens: two tensors (L, R, G, S, d) in fp32."""
+    """Storage for `rows` sequences of up to `context` tokens: a tensor (L, R, G, S, d) a state, in fp32."""
 
     def __init__(self, config: ModelConfig, rows: int, context: int) -> None:
-        shape = (config.layers, rows, config.kv_heads, context, config.head_width)
-        self.key_LRGSd = torch.zeros(shape)
-        self.value_LRGSd = torch.zeros(shape)
+        self.states_LRGSd = {
+            name: torch.zeros(config.layers, rows, heads, context, width)
+            for name, (heads, width) in config.cache_states().items()
+        }
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one row over another; used to close the gap of a finished row."""
-        for store in (self.key_LRGSd, self.value_LRGSd):
+        for store in self.states_LRGSd.values():
             store[:, target, :, :length] = store[:, source, :, :length]
+
+    def spread(self, source_B: Tensor, first: int, length: int) -> None:
+        """Row `first + i` becomes a copy of row `source_B[i]`, its first `length` positions."""
+        rows = slice(first, first + len(source_B))
+        for store in self.states_LRGSd.values():
+            store[:, rows, :, :length] = store[:, source_B, :, :length]
 
     def view(self, first: int, positions_BT: Tensor) -> CacheView:
         """The rows from `first` on, as the model's forward pass sees them; new tokens go to `positions_BT`."""
@@ -36,15 +46,17 @@ class CacheView:
         self._store = store
         self._rows = slice(first, first + positions_BT.shape[0])
         self._row_index = torch.arange(first, first + positions_BT.shape[0])[:, None]
-        self._positions_BT = positions_BT
+        self.positions_BT = positions_BT
         self._end = int(positions_BT.max()) + 1
 
     def mask(self) -> Tensor:
         """(B, 1, T, S): a token at position p sees positions 0..p. Stale entries beyond p are never seen."""
-        return (torch.arange(self._end) <= self._positions_BT[..., None])[:, None]
+        return (torch.arange(self._end) <= self.positions_BT[..., None])[:, None]
 
-    def extend(self, layer: int, key_BGTd: Tensor, value_BGTd: Tensor) -> tuple[Tensor, Tensor]:
-        key_RGSd, value_RGSd = self._store.key_LRGSd[layer], self._store.value_LRGSd[layer]
-        key_RGSd[self._row_index, :, self._positions_BT] = key_BGTd.transpose(1, 2)
-        value_RGSd[self._row_index, :, self._positions_BT] = value_BGTd.transpose(1, 2)
-        return key_RGSd[self._rows, :, : self._end], value_RGSd[self._rows, :, : self._end]
+    def extend(self, layer: int, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for name, new_BGTd in states.items():
+            store_RGSd = self._store.states_LRGSd[name][layer]
+            store_RGSd[self._row_index, :, self.positions_BT] = new_BGTd.transpose(1, 2)
+            found[name] = store_RGSd[self._rows, :, : self._end]
+        return found

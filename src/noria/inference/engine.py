@@ -216,9 +216,7 @@ class Engine:
         hidden_BTD = self.model.hidden(tokens_BT, positions_BT, cache=view, mask=view.mask())
         source_B = torch.tensor([distinct[prompt] for prompt in prompts])
         if len(distinct) < len(prompts):
-            rows = slice(first, first + len(prompts))
-            for store in (self._cache.key_LRGSd, self._cache.value_LRGSd):
-                store[:, rows, :, :longest] = store[:, first + source_B, :, :longest]
+            self._cache.spread(first + source_B, first, longest)
         last_B = torch.tensor([len(prompt) - 1 for prompt in prompts])
         return hidden_BTD[source_B, last_B]
 

@@ -5,6 +5,7 @@ B batch, T new tokens, S cached tokens, D width, H query heads, G key/value head
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -12,52 +13,126 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noria.model.config import ModelConfig
+from noria.model.rope import rotary_angles, rotate
+
+__all__ = ["Attention", "LayerCache", "attend", "rotary_angles", "rotate"]
 
 
 class LayerCache(Protocol):
-    """What attention needs of a key/value cache; the cache itself lives in `inference/cache.py`."""
+    """What attention needs of a cache; the cache itself lives in `inference/cache.py`.
 
-    def extend(self, layer: int, key_BGTd: Tensor, value_BGTd: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values at their positions and return all so far: two (B, G, S, d)."""
+    The names and shapes of the states come from `ModelConfig.cache_states`; a row store and a paged one can both serve.
+    """
+
+    positions_BT: Tensor  # where the new tokens lie among the S
+
+    def extend(self, layer: int, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Store the new tokens' states, each (B, heads, T, width), and return all so far: each (B, heads, S, width)."""
         ...
-
-
-def rotary_angles(positions_BT: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (B, 1, T, d/2) of rotary position embedding (RoFormer, arXiv 2104.09864, eq. 15)."""
-    frequency = base ** (-torch.arange(0, head_width, 2, device=positions_BT.device, dtype=torch.float32) / head_width)
-    angle_BTd = positions_BT.float()[..., None] * frequency
-    return angle_BTd.cos()[:, None], angle_BTd.sin()[:, None]
-
-
-def rotate(x_BHTd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (i, i + d/2) of each head by its position's angle; the layout of Llama's `rotate_half`."""
-    first, second = x_BHTd.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.heads, self.kv_heads, self.head_width = layer, config.heads, config.kv_heads, config.head_width
-        self.query = nn.Linear(config.width, config.width, bias=False)
-        self.key = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
-        self.value = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
-        self.output = nn.Linear(config.width, config.width, bias=False)
-        self.query_norm = nn.RMSNorm(config.head_width, eps=1e-6) if config.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(config.head_width, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.layer, self.rotated = layer, config.is_rotated(layer)
+        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
+        self.scale, self.soft_cap = config.attention_scale, config.attention_soft_cap
+        own, shared = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.query = nn.Linear(config.width, own, bias=config.qkv_bias)
+        self.key = nn.Linear(config.width, shared, bias=config.qkv_bias)
+        self.value = nn.Linear(config.width, shared, bias=config.qkv_bias)
+        self.output = nn.Linear(own, config.width, bias=False)
+        self.gate = output_gate(config)
+        self.forget = nn.Linear(config.width, config.heads) if config.forget_gate else None
+        self.query_norm = nn.RMSNorm(config.head_width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(config.head_width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
         self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
         """`mask` is True where a query may look, (B or 1, 1, T, S); None means plain causal attention over the row."""
-        rows, length, width = x_BTD.shape
+        rows, length, _ = x_BTD.shape
         query = self.query(x_BTD).view(rows, length, self.heads, self.head_width).transpose(1, 2)
         key = self.key(x_BTD).view(rows, length, self.kv_heads, self.head_width).transpose(1, 2)
         value = self.value(x_BTD).view(rows, length, self.kv_heads, self.head_width).transpose(1, 2)
-        query, key = rotate(self.query_norm(query), *rotary), rotate(self.key_norm(key), *rotary)
+        query, key = self.query_norm(query), self.key_norm(key)
+        if self.rotated:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        states = {"key": key, "value": value}
+        if self.forget is not None:
+            states["log_forget"] = log_forget(self.forget(x_BTD))
         if cache is not None:
-            key, value = cache.extend(self.layer, key, value)
-        mixed_BHTd = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads
+            states = cache.extend(self.layer, states)
+        decay = decay_bias(states["log_forget"], cache) if self.forget is not None else None
+        mixed_BHTd = attend(query, states["key"], states["value"], mask, self.scale, self.soft_cap, decay)
+        if self.gate is not None:
+            mixed_BHTd = gated(mixed_BHTd, self.gate(x_BTD))
+        return self.output(mixed_BHTd.transpose(1, 2).reshape(rows, length, -1))
+
+
+def attend(
+    query_BHTd: Tensor,
+    key_BGSd: Tensor,
+    value_BGSd: Tensor,
+    mask: Tensor | None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    bias_BHTS: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale q.k + bias) v (B, H, T, d) over what `mask` allows (None: causal).
+
+    Under a cap, scores pass c tanh(s/c) first.
+    """
+    shared = query_BHTd.shape[1] // key_BGSd.shape[1]
+    if mask is None and (bias_BHTS is not None or soft_cap is not None):
+        mask = torch.ones(query_BHTd.shape[2], key_BGSd.shape[2], dtype=torch.bool, device=key_BGSd.device).tril()
+    if bias_BHTS is not None and mask is not None:
+        mask = bias_BHTS.masked_fill(~mask, -torch.inf).to(query_BHTd.dtype)
+    if soft_cap is None:
+        return F.scaled_dot_product_attention(
+            query_BHTd,
+            key_BGSd,
+            value_BGSd,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=shared != 1,
         )
-        return self.output(mixed_BHTd.transpose(1, 2).reshape(rows, length, width))
+    key, value = key_BGSd.repeat_interleave(shared, 1), value_BGSd.repeat_interleave(shared, 1)
+    scale = query_BHTd.shape[-1] ** -0.5 if scale is None else scale
+    score_BHTS = soft_cap * torch.tanh(query_BHTd @ key.mT * (scale / soft_cap))
+    assert mask is not None
+    return score_BHTS.masked_fill(~mask, -torch.inf).softmax(-1) @ value
+
+
+def output_gate(config: ModelConfig) -> nn.Linear | None:
+    """The matrix of a gate on attention's output: a number a head, or one an element of it."""
+    if config.attention_gate is None:
+        return None
+    outputs = config.heads * (1 if config.attention_gate == "head" else config.value_width)
+    return nn.Linear(config.width, outputs, bias=False)
+
+
+def gated(mixed_BHTd: Tensor, gate_BTg: Tensor) -> Tensor:
+    """Each head's output times the sigmoid of a gate made of attention's input (arXiv 2505.06708, place G1)."""
+    rows, heads, length, _ = mixed_BHTd.shape
+    return mixed_BHTd * torch.sigmoid(gate_BTg.view(rows, length, heads, -1).transpose(1, 2))
+
+
+def log_forget(gate_BTH: Tensor) -> Tensor:
+    """log f (B, H, T, 1), f = sigmoid(w x + b) the share of its past that a head keeps at this token; in fp32."""
+    return F.logsigmoid(gate_BTH.float()).transpose(1, 2)[..., None]
+
+
+def decay_bias(log_forget_BHS1: Tensor, cache: LayerCache | None) -> Tensor:
+    """What forgetting adds to the scores (B, H, T, S): for query i and key j, sum of log f over j+1..i.
+
+    Forgetting Transformer, arXiv 2503.02130, section 3: with c the running sum, c_i - c_j. Entries that the mask hides
+    may hold anything finite. The paper needs no rotation beside it (nope_every = 1).
+    """
+    sum_BHS1 = log_forget_BHS1.cumsum(2)
+    at_query = sum_BHS1
+    if cache is not None:
+        index = cache.positions_BT[:, None, :, None].expand(-1, sum_BHS1.shape[1], -1, -1)
+        at_query = sum_BHS1.gather(2, index)
+    return at_query - sum_BHS1.mT
