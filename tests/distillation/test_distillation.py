@@ -11,7 +11,7 @@ from noria.model import ModelConfig, Transformer
 from noria.posttraining import Example, SftConfig
 from noria.posttraining.sft import pack
 from noria.training import PolicyLoss
-from noria.training.loop import loss_sums
+from noria.training.step import loss_sums
 
 TEACHER = ModelConfig(vocab_size=16, width=16, layers=1, heads=2, kv_heads=1, ffn_width=32, context=12)
 STUDENT = TEACHER.model_copy(update={"width": 8, "heads": 1, "ffn_width": 16})

@@ -13,8 +13,8 @@ from noria.model import ModelConfig, Transformer
 from noria.posttraining import GrpoConfig, annotate, group_advantages, improve
 from noria.posttraining.grpo import rollout_metrics, step_tasks, with_reference
 from noria.training import Progress
-from noria.training.loop import loss_sums, weighted_tokens
 from noria.training.objectives import PolicyLoss
+from noria.training.step import loss_sums, weighted_tokens
 from noria.types import GraderRef, Message, ModelCall, Node, Score, Task, Trace
 
 GRADER = GraderRef("g", "1")

@@ -12,7 +12,7 @@ from noria.model import ModelConfig, Transformer
 from noria.posttraining import Example, SftConfig, example, fine_tune, trace_examples
 from noria.posttraining.sft import pack, pack_order, sft_steps
 from noria.training import PolicyLoss
-from noria.training.loop import loss_sums
+from noria.training.step import loss_sums
 from noria.types import Message, ModelCall, Node, Trace
 
 TINY = ModelConfig(vocab_size=40, width=16, layers=2, heads=2, kv_heads=1, ffn_width=32, context=24)

@@ -5,7 +5,8 @@ import torch
 from noria.model import ModelConfig, Transformer
 from noria.training.batch import TokenBatch
 from noria.training.ladder import ladder_steps, stable_steps, train_horizons
-from noria.training.loop import Annotated, LoopConfig, mean_loss, train
+from noria.training.loop import Annotated, LoopConfig, train
+from noria.training.step import mean_loss
 
 TINY = ModelConfig(vocab_size=32, width=16, layers=1, heads=2, kv_heads=1, ffn_width=32, context=8)
 CONFIG = LoopConfig(steps=12, learning_rate=0.02, warmup_steps=2, decay_share=0.4, schedule="wsd")

@@ -15,7 +15,7 @@ import torch
 
 from noria.model import ModelConfig, Transformer
 from noria.training import Annotated, LoopConfig, Progress, TokenBatch, train
-from noria.training.checkpoint import NAME, CheckpointError, load_checkpoint, save_checkpoint
+from noria.training.checkpoint import complete, steps_of
 from noria.training.loop import optimiser_step
 from noria.training.objectives import PolicyLoss
 from noria.training.optim import MuonAdamW
@@ -63,7 +63,7 @@ def test_a_run_interrupted_at_any_step_and_resumed_is_bitwise_the_same(tmp_path,
             raise Killed
         return annotated(step)
 
-    progress = Progress(tmp_path, checkpoint_seconds=-1)
+    progress = Progress(tmp_path, checkpoint_steps=1)
     if last < CONFIG.steps - 1:
         with pytest.raises(Killed):
             train(Transformer(TINY), until, CONFIG, progress)
@@ -91,7 +91,8 @@ def slow(step):
     time.sleep(0.1)
     return annotated(step)
 model = Transformer(TINY)
-history = train(model, slow, CONFIG.model_copy(update={{"steps": 12}}), Progress(Path({progress!r}), 0.0))
+config = CONFIG.model_copy(update={{"steps": 12}})
+history = train(model, slow, config, Progress(Path({progress!r}), checkpoint_steps=1))
 torch.save([history, model.state_dict()], {result!r})
 """
 
@@ -105,10 +106,9 @@ def test_a_process_killed_with_signal_9_and_started_again_ends_bitwise_the_same(
     kills = 0
     for _ in range(5):
         child = subprocess.Popen([sys.executable, "-c", code])
-        before = len(load_checkpoint(tmp_path / "progress")["history"]) if kills else 0
         while child.poll() is None:
-            state = load_checkpoint(tmp_path / "progress")
-            if not kills and state is not None and len(state["history"]) > before + 3:
+            found = complete(tmp_path / "progress")
+            if not kills and found and steps_of(found[-1]) > 3:
                 child.send_signal(signal.SIGKILL)
                 kills += child.wait() == -signal.SIGKILL
             time.sleep(0.01)
@@ -119,47 +119,6 @@ def test_a_process_killed_with_signal_9_and_started_again_ends_bitwise_the_same(
     model = Transformer(TINY)
     assert history == train(model, annotated, CONFIG.model_copy(update={"steps": 12}))
     assert_bitwise(weights(model), state)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda raw: raw[:-1],
-        lambda raw: raw[: len(raw) // 2],
-        lambda raw: b"",
-        lambda raw: raw[:-200] + bytes([raw[-200] ^ 1]) + raw[-199:],
-        lambda raw: b"{}\n" + raw,
-        lambda raw: b"[]\n",
-        lambda raw: b"\xff\xfe\n" + raw,
-    ],
-)
-def test_a_truncated_or_altered_checkpoint_is_refused(tmp_path, damage):
-    save_checkpoint(tmp_path, {"model": {"x": torch.arange(1000)}, "history": [{"loss": 1.0}]})
-    assert torch.equal(load_checkpoint(tmp_path)["model"]["x"], torch.arange(1000))
-    path = tmp_path / NAME
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is truncated or altered; remove it"):
-        load_checkpoint(tmp_path)
-
-
-def test_no_checkpoint_is_a_fresh_start_and_a_half_written_one_does_not_count(tmp_path):
-    assert load_checkpoint(tmp_path) is None
-    (tmp_path / f"{NAME}.new").write_bytes(b"half")
-    assert load_checkpoint(tmp_path) is None
-    save_checkpoint(tmp_path, {"step": 3})
-    assert load_checkpoint(tmp_path) == {"step": 3} and [p.name for p in tmp_path.iterdir()] == [NAME]
-
-
-def test_a_checkpoint_of_another_run_is_refused_in_words(tmp_path):
-    progress = Progress(tmp_path, checkpoint_seconds=-1)
-    train(Transformer(TINY), annotated, CONFIG, progress)
-    wider = Transformer(TINY.model_copy(update={"ffn_width": 48}))
-    with pytest.raises(CheckpointError, match=r"(?s)of another run's shape: .*up\.weight"):
-        train(wider, annotated, CONFIG, progress)
-    with pytest.raises(CheckpointError, match="another run's shape"):
-        train(Transformer(TINY), annotated, CONFIG.model_copy(update={"muon": False}), progress)
-    with pytest.raises(CheckpointError, match="at least 8 steps, and this one has 5"):
-        train(Transformer(TINY), annotated, CONFIG.model_copy(update={"steps": 5}), progress)
 
 
 @pytest.mark.parametrize("micro_batch_rows", [1, 64])
@@ -202,7 +161,7 @@ def test_three_bad_steps_in_a_row_raise_and_two_do_not():
         return lambda step: poisoned(step) if step in steps else annotated(step)
 
     assert sum(entry["skipped"] for entry in train(Transformer(TINY), bad(1, 2, 4, 5), CONFIG)) == 4
-    with pytest.raises(FloatingPointError, match=r"three steps in a row .*lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row \(steps 3 to 5\); lower the learning rate"):
         train(Transformer(TINY), bad(2, 3, 4), CONFIG)
 
 

@@ -9,9 +9,10 @@ import torch
 
 from noria.model import ModelConfig, Transformer
 from noria.training import LoopConfig, PolicyLoss, TokenBatch, mean_loss
-from noria.training.loop import loss_sums, optimiser_step, weighted_tokens
+from noria.training.loop import optimiser_step
 from noria.training.objectives import distillation, policy_gradient, reference_kl
 from noria.training.optim import MuonAdamW
+from noria.training.step import loss_sums, weighted_tokens
 
 TINY = ModelConfig(vocab_size=32, width=16, layers=2, heads=2, kv_heads=1, ffn_width=32, context=16)
 BOUNDS = PolicyLoss()

@@ -13,8 +13,8 @@ from noria.artifacts import Numerics, Step, StepContext
 STAGE = "s4_pretraining"
 
 
-class Config(BaseModel):
-    """[pretraining]: what the plan does not choose, and what a user may set against it."""
+class Choices(BaseModel):
+    """What the plan does not choose, and what a user may set against it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +33,15 @@ class Config(BaseModel):
         return value
 
 
-class Identity(Config):
+class Config(Choices):
+    """[pretraining]."""
+
+    processes: int = Field(
+        default=1, ge=1, description="ranks on this machine that share each step; part of the identity as world_size"
+    )
+
+
+class Identity(Choices):
     seed: int = 0
 
 
@@ -44,10 +52,10 @@ def base_model(config: Config, plan: Step, shards: Step, tokenizer: Step, seed: 
         stage=STAGE,
         kind="model",
         version=1,
-        config=Identity(**config.model_dump(), seed=seed),
+        config=Identity(**config.model_dump(exclude={"processes"}), seed=seed),
         inputs={"plan": plan, "shards": shards, "tokenizer": tokenizer},
         run=_run,
-        numerics=Numerics(threads=threads),
+        numerics=Numerics(threads=threads, world_size=config.processes),
     )
 
 
@@ -56,9 +64,10 @@ def _run(context: StepContext) -> Mapping[str, Any]:
     from noria.data.tokenizer import Tokenizer
     from noria.model import ModelConfig, Transformer, save_model
     from noria.stages.training_progress import training_progress
-    from noria.training import LoopConfig
+    from noria.training import GuardConfig, LoopConfig
     from noria.training.heldout import Heldout
     from noria.training.pretraining import pretrain
+    from noria.training.worker import Job, layout_for, pretrain_together
 
     config: Identity = context.config
     shards, tokenizer_json = context.inputs["shards"].content, context.inputs["tokenizer"].content / "tokenizer.json"
@@ -74,9 +83,29 @@ def _run(context: StepContext) -> Mapping[str, Any]:
         decay_share=plan["schedule"]["decay_share"],
         weight_decay=config.weight_decay,
         micro_batch_rows=config.micro_batch_rows,
+        guard=GuardConfig(spikes=True),
     )
     model = Transformer(ModelConfig(**plan["model"]), seed=config.seed)
-    history = pretrain(model, stream, loop, training_progress(context, plan["batch_tokens"], "tokens"))
+    progress = training_progress(context, plan["batch_tokens"], "tokens")
+    assert context.numerics is not None
+    if context.numerics.world_size == 1:
+        history = pretrain(model, stream, loop, progress)
+    else:
+        job = Job(
+            model=model.config,
+            loop=loop,
+            shards=shards,
+            weights=weights,
+            sequence_length=length,
+            batch_rows=stream.batch_rows,
+            seed=config.seed,
+            folder=context.progress,
+            layout=layout_for(model.config),
+            threads=context.numerics.threads,
+        )
+        state, history = pretrain_together(job, context.numerics.world_size, progress)
+        model.load_state_dict(state)
+        model.eval()
     save_model(context.content, model, tokenizer_json)
     heldout = Heldout.load(shards, weights, length, config.heldout_rows, Tokenizer.bos)
     losses = heldout.losses(model)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from noria.artifacts import StepContext
-from noria.training import Progress
+from noria.training import Event, Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,8 @@ def training_progress(
         note = next((f"{name.removeprefix('loss_')} {metrics[name]:.3f}" for name in SHOWN if name in metrics), "")
         context.report((step + 1) * unit_per_step, steps * unit_per_step, unit, note)
         context.log(step, **metrics)
-        if metrics["skipped"]:
-            context.event("skipped_update", f"step {step}: loss or gradient was not finite", step=step)
 
-    return Progress(folder, on_step=on_step)
+    def on_event(event: Event) -> None:
+        context.event(event.kind, event.message, step=event.step, cause=event.cause, **event.evidence)
+
+    return Progress(folder, on_step=on_step, on_event=on_event)

@@ -1,16 +1,22 @@
-"""Training: one loop, its batches, losses, optimiser, schedules and checkpoints."""
+"""Training: one loop, its batches, losses, optimiser, schedules, guard, checkpoints and data parallelism."""
 
 from noria.training.batch import TokenBatch
-from noria.training.loop import Annotated, History, LoopConfig, Progress, mean_loss, train
+from noria.training.guard import Event, GuardConfig, WorkerFault
+from noria.training.loop import Annotated, LoopConfig, train
 from noria.training.objectives import PolicyLoss
+from noria.training.run import History, Progress
+from noria.training.step import mean_loss
 
 __all__ = [
     "Annotated",
+    "Event",
+    "GuardConfig",
     "History",
     "LoopConfig",
     "PolicyLoss",
     "Progress",
     "TokenBatch",
+    "WorkerFault",
     "mean_loss",
     "train",
 ]

@@ -38,6 +38,20 @@ class TokenBatch:
         chosen = {name: value[start:stop] for name, value in vars(self).items() if value is not None}
         return replace(self, **chosen)
 
+    def every(self, start: int, stride: int) -> TokenBatch:
+        """Rows start, start + stride, ... of every field: the share of one rank among `stride`."""
+        chosen = {name: value[start::stride] for name, value in vars(self).items() if value is not None}
+        return replace(self, **chosen)
+
+    def weightless(self) -> TokenBatch:
+        """The same rows with no weight on any target."""
+        zeros = {
+            name: torch.zeros_like(value)
+            for name, value in vars(self).items()
+            if name.startswith("w_") and value is not None
+        }
+        return replace(self, **zeros)
+
     def split(self, rows: int) -> list[TokenBatch]:
         """Micro-batches of at most `rows` rows, each trimmed; rows sorted by length make them compact."""
         return [self.rows(start, start + rows).trimmed() for start in range(0, self.tokens_BT.shape[0], rows)]

@@ -15,7 +15,7 @@ import torch
 from noria.data.shards import heldout_rows, normalised
 from noria.model import Transformer
 from noria.training.batch import TokenBatch
-from noria.training.loop import mean_loss
+from noria.training.step import mean_loss
 
 EVALUATION_ROWS = 16  # a forward pass; bounds memory, not the result
 

@@ -6,10 +6,11 @@ m rows, n columns of a weight matrix; C matrices of one shape, stepped together.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from noria.training.parallel import local, share, whole
 
 # Newton-Schulz coefficients that push singular values into about [0.7, 1.2] in five iterations (Jordan 2024, Muon).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -50,36 +51,57 @@ class MuonAdamW(torch.optim.Optimizer):
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             (self._muon if group["kind"] == "muon" else self._adamw)(group, trained)
 
+    def fill_state(self) -> None:
+        """Moments (zero where there are none yet) for every parameter, so that a checkpoint can be read into them."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._moments(parameter, group["kind"])
+
+    def _moments(self, parameter: Tensor, kind: str) -> dict:
+        state = self.state[parameter]
+        if not state and kind == "muon":
+            state["momentum"] = torch.zeros_like(parameter)
+        elif not state:
+            state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
+        return state
+
     def _muon(self, group: dict, parameters: list[Tensor]) -> None:
+        """Sharded or not, each matrix is orthogonalised whole: shards are gathered, and each rank keeps its rows.
+
+        Every rank repeats the same orthogonalisation, which saves a second exchange. Newton-Schulz costs about 30 m
+        FLOPs a weight and a step, training 6 a weight and a token: 5 m / tokens, 1% at m = 1,024 and 0.5M tokens.
+        """
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for parameter in parameters:
             by_shape[parameter.shape].append(parameter)
         for shape, matrices in by_shape.items():
             updates = []
             for parameter in matrices:
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])
                 assert parameter.grad is not None
-                updates.append(torch.lerp(parameter.grad, state["momentum"], group["momentum"]))  # Nesterov
+                gradient, momentum = local(parameter.grad), local(self._moments(parameter, "muon")["momentum"])
+                momentum.lerp_(gradient, 1.0 - group["momentum"])
+                nesterov = torch.lerp(gradient, momentum, group["momentum"])
+                updates.append(whole(nesterov, like=parameter))
             scale = 0.2 * max(shape) ** 0.5
             for parameter, update in zip(matrices, orthogonalise(torch.stack(updates)), strict=True):
-                parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+                local(parameter).mul_(1.0 - group["lr"] * group["weight_decay"]).add_(
+                    share(update, like=parameter), alpha=-group["lr"] * scale
+                )
 
     def _adamw(self, group: dict, parameters: list[Tensor]) -> None:
         for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
+            assert parameter.grad is not None
+            state = self._moments(parameter, "adamw")
             state["step"] += 1
+            gradient, own = local(parameter.grad), local(parameter)
+            first_moment, second_moment = local(state["first"]), local(state["second"])
             first_beta, second_beta = group["betas"]
-            state["first"].lerp_(parameter.grad, 1.0 - first_beta)
-            state["second"].mul_(second_beta).addcmul_(parameter.grad, parameter.grad, value=1.0 - second_beta)
-            first = state["first"] / (1.0 - first_beta ** state["step"])
-            second = state["second"] / (1.0 - second_beta ** state["step"])
-            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-            parameter.addcdiv_(first, second.sqrt().add_(1e-8), value=-group["lr"])
+            first_moment.lerp_(gradient, 1.0 - first_beta)
+            second_moment.mul_(second_beta).addcmul_(gradient, gradient, value=1.0 - second_beta)
+            first = first_moment / (1.0 - first_beta ** state["step"])
+            second = second_moment / (1.0 - second_beta ** state["step"])
+            own.mul_(1.0 - group["lr"] * group["weight_decay"])
+            own.addcdiv_(first, second.sqrt().add_(1e-8), value=-group["lr"])
 
 
 def orthogonalise(matrices_Cmn: Tensor, iterations: int = 5) -> Tensor:
@@ -102,8 +124,3 @@ def partition(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         is_hidden = parameter.ndim == 2 and not name.startswith(("embedding", "head"))
         (hidden if is_hidden else other).append(parameter)
     return hidden, other
-
-
-def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """The Euclidean norm over all gradients, as a scalar tensor."""
-    return torch.stack([parameter.grad.norm() for parameter in parameters if parameter.grad is not None]).norm()

@@ -7,7 +7,8 @@ import torch
 from noria.data.shards import TokenStream
 from noria.model import Transformer
 from noria.training.batch import TokenBatch
-from noria.training.loop import Annotated, History, LoopConfig, Progress, train
+from noria.training.loop import Annotated, LoopConfig, train
+from noria.training.run import History, Progress
 
 
 def pretrain(model: Transformer, stream: TokenStream, config: LoopConfig, progress: Progress | None = None) -> History:

@@ -1,0 +1,52 @@
+"""Claim: the system recipe's interval of the final loss covers the outcome in at least four of five seeds.
+
+For each seed the ladder, the plan and the base model of recipes/nano.toml are made through the executor, so a second
+run of this experiment reuses them all.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from experiments.nano import RECIPE
+from experiments.verdict import arguments, picture
+from noria.artifacts import Executor, Store
+from noria.assembly import build
+from noria.recipe import load
+
+STEPS = ("registry", "raw_data", "corpus", "tokenizer", "shards", "ladder", "plan", "base_model")
+
+
+def outcome(store: Store, seed: int) -> tuple[float, float, float, float]:
+    """(predicted, low, high, measured) of one seed."""
+    steps = {step.name: step for step in build(load(RECIPE, [f"run.seed={seed}"]), 1, store)}
+    made = Executor(store, f"loss_prediction_{seed}").run([steps[name] for name in STEPS])
+    heldout = json.loads((made["base_model"].content / "heldout.json").read_text())
+    predicted = heldout["predicted"]
+    return predicted["mean"], predicted["low"], predicted["high"], heldout["loss"]
+
+
+def main() -> int:
+    options = arguments("loss_prediction", __doc__)
+    store = Store(Path(options.store))
+    found = [outcome(store, seed) for seed in range(options.seeds)]
+    covered = sum(low <= measured <= high for _, low, high, measured in found)
+    half_widths = [(high - low) / 2 / mean for mean, low, high, _ in found]
+    for seed, (mean, low, high, measured) in enumerate(found):
+        print(f"seed {seed}: predicted {mean:.4f} [{low:.4f}, {high:.4f}], measured {measured:.4f}")
+    verdict = "reproduced" if covered >= 0.8 * len(found) else "absent"
+    print(f"{verdict}: {covered} of {len(found)} covered; half-widths " + ", ".join(f"{w:.1%}" for w in half_widths))
+    seeds = list(range(len(found)))
+    names = ("predicted", "low", "high", "measured")
+    picture(
+        "loss_prediction", {n: (seeds, [row[i] for row in found]) for i, n in enumerate(names)}, "seed", "held-out loss"
+    )
+    if options.json:
+        print(json.dumps({"experiment": "loss_prediction", "verdict": verdict, "covered": covered, "seeds": found}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
