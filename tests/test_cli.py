@@ -200,6 +200,15 @@ def test_gc_shows_first_and_deletes_on_demand(here: Path, capsys):
     assert "Nothing can go" in told(capsys, "gc")[1]
 
 
+def test_gc_keeps_a_finished_run_after_one_of_a_single_stage(here: Path, capsys):
+    told(capsys, "run", "small.toml")
+    told(capsys, "run", "small.toml", "--only", "evaluation")
+    told(capsys, "run", "small.toml", "--only", "4", "--set", "system.flops=1e9")
+    told(capsys, "run", "small.toml", "--only", "2")
+    told(capsys, "gc", "--apply")
+    assert "nothing to do: all 3 steps" in told(capsys, "run", "small.toml")[1]
+
+
 def test_doctor_reports_every_fact_as_json(here: Path, capsys):
     status, out, _ = told(capsys, "doctor", "--json")
     facts = {fact["name"]: fact for fact in json.loads(out)}

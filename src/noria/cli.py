@@ -98,7 +98,7 @@ def run(
     )
     try:
         with live:
-            made = executor.run(steps, loaded.model_dump(mode="json"))
+            made = executor.run(steps, loaded.model_dump(mode="json"), whole=only is None and from_ is None)
     except Interrupted:
         screen.print(live.table({}))
         raise

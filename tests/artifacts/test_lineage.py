@@ -131,6 +131,32 @@ def test_gc_shows_first_and_frees_only_what_no_alias_or_run_needs(store, chain):
     assert collect(store) == [] and not store.trash.exists()
 
 
+def test_gc_keeps_what_the_recipe_reuses_after_a_run_of_one_stage_and_a_failed_one(store, chain):
+    def fails(context):
+        raise RuntimeError("stop")
+
+    whole = Executor(store, "nano").run(chain())
+    Executor(store, "nano").run(chain(seed=7)[:1], whole=False)  # --only, with another --set
+    with pytest.raises(StoreError):
+        Executor(store, "nano").run(chain(seed=8, run=fails))  # a mistyped --set
+    Executor(store, "nano").run(chain()[:1], whole=False)
+    collect(store, apply=True)
+    assert {artifact.key for artifact in whole.values()} <= set(store.keys())
+    assert {step.action for step in Executor(store, "nano").plan(chain()).steps} == {"reuse"}
+
+
+def test_gc_keeps_what_was_made_stage_by_stage(store, chain):
+    for position in range(3):
+        Executor(store, "nano").run(chain()[position : position + 1], whole=False)
+    assert collect(store) == []
+
+
+def test_gc_frees_what_partial_runs_tried_before_the_last_whole_run(store, chain):
+    tried = Executor(store, "nano").run(chain(seed=7)[:2], whole=False)
+    Executor(store, "nano").run(chain())
+    assert {garbage.name for garbage in collect(store)} == {artifact.key for artifact in tried.values()}
+
+
 def test_gc_keeps_outside_content_unless_it_is_to_be_forgotten(store, tmp_path):
     (tmp_path / "log.jsonl").write_text('{"user": "ann"}\n')
     traffic = store.import_content("traffic", tmp_path / "log.jsonl")

@@ -1,8 +1,8 @@
 """Free what nothing needs: first shown, then deleted.
 
-Needed is what an alias points to or ever pointed to (a rollback may go there), what the last run of each recipe made or
-was making, what came from outside (nothing could make it again) unless it is marked to be forgotten, and everything
-that those were made from. The rest of the artifacts, half-done work and damaged/ can go.
+Needed is what an alias points to or ever pointed to (a rollback may go there), what the next run of each recipe would
+reuse or resume, what came from outside (nothing could make it again), and everything that those were made from. The
+rest of the artifacts, half-done work and damaged/ can go.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _garbage(store: Store) -> list[Garbage]:
         raise StoreError(
             f"nothing is freed while a manifest can't be read, for what it needs is unknown: {problems[0]}"
         )
-    roots = {move.key for move in store.aliases.all_moves()} | store.runs.keys_needed()
+    roots = {move.key for move in store.aliases.all_moves()} | store.runs.keys_needed().keys()
     forgotten = {mark.key for mark in marks(store)}
     outside = {key for key, manifest in graph.items() if manifest.outside and key not in forgotten}
     needed = closure(graph, roots | outside)
