@@ -194,7 +194,7 @@ def test_gc_shows_first_and_deletes_on_demand(here: Path, capsys):
     told(capsys, "run", "small.toml")
     told(capsys, "run", "small.toml", "--set", "system.flops=1e9")
     status, out, _ = told(capsys, "gc", "--json")
-    assert status == 0 and len(json.loads(out)) == 2
+    assert status == 0 and len(json.loads(out)["garbage"]) == 2
     assert "nothing was deleted" in told(capsys, "gc")[1]
     assert "Freed" in told(capsys, "gc", "--apply")[1]
     assert "Nothing can go" in told(capsys, "gc")[1]

@@ -341,14 +341,17 @@ def gc(
     store: StoreOption = None,
     json_: JsonOption = False,
 ) -> int:
-    """Show, and with --apply free, what no alias, no last run and no outside origin needs."""
-    from noria.artifacts.gc import collect
+    """Show, and with --apply free, what no alias, no next run of a recipe and no outside origin needs."""
+    from noria.artifacts.gc import collect, held
     from noria.studio import show
 
-    found = collect(_open(store), apply=apply)
+    opened = _open(store)
+    found = collect(opened, apply=apply)
+    kept = held(opened)
     if json_:
-        return print_json(found)
+        return print_json({"garbage": found, "held": kept})
     show.garbage(console(), found, apply)
+    show.held(console(), kept)
     return OK
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from noria.artifacts import Executor, Step, StoreError
-from noria.artifacts.gc import collect
+from noria.artifacts.gc import collect, held
 from noria.artifacts.lineage import downstream, forget, marks, origins, raw_records, upstream
 from noria.data.documents import DOCUMENT_SCHEMA
 
@@ -163,6 +163,30 @@ def test_gc_keeps_outside_content_unless_it_is_to_be_forgotten(store, tmp_path):
     assert collect(store) == []
     forget(store, "user", "ann")
     assert [garbage.name for garbage in collect(store)] == [traffic.key]
+
+
+def test_gc_frees_forgotten_traffic_once_its_alias_points_elsewhere(store, tmp_path):
+    traffic = {}
+    for name, users in {"old": ["ann", "bob"], "new": ["bob"]}.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(f'{{"user": "{user}"}}\n' for user in users))
+        traffic[name] = store.import_content("traffic", path)
+    store.move_alias("traffic/turn1", traffic["old"].key, "imported")
+    forget(store, "user", "ann")
+    assert collect(store) == []
+    assert [(item.key, item.marks, item.by) for item in held(store)] == [
+        (traffic["old"].key, ("user ann",), ("alias traffic/turn1",))
+    ]
+    store.move_alias("traffic/turn1", traffic["new"].key, "imported again")
+    assert [garbage.name for garbage in collect(store)] == [traffic["old"].key] and held(store) == []
+
+
+def test_gc_names_the_release_and_the_run_that_hold_what_is_marked(store, made):
+    store.move_alias("release/prod", made["student"].key, "first")
+    forget(store, "source", "books")
+    by = {item.label: item.by for item in held(store)}
+    assert by["raw (raw_data)"] == ("alias release/prod", "run run")
+    assert by["model_of_both (model)"] == ("alias release/prod", "run run")
 
 
 def test_gc_keeps_progress_that_the_next_run_resumes_and_frees_what_was_abandoned(store, chain):

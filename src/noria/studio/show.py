@@ -14,7 +14,7 @@ from noria.studio.live import duration, number, stage_title
 
 if TYPE_CHECKING:
     from noria.artifacts import Manifest, Plan
-    from noria.artifacts.gc import Garbage
+    from noria.artifacts.gc import Garbage, Held
     from noria.artifacts.lineage import Ancestor, OriginRow, RawRecords, Reached
     from noria.artifacts.plan import Why
     from noria.studio.doctor import Fact
@@ -140,12 +140,26 @@ def garbage(console: Console, found: Sequence[Garbage], freed: bool) -> None:
     total = number(sum(item.bytes for item in found))
     if not found:
         console.print(
-            "Nothing can go: everything is needed by an alias, by the last run of a recipe, or came from outside."
+            "Nothing can go: everything is needed by an alias or by the next run of a recipe, or came from outside."
         )
     elif freed:
         console.print(f"Freed {total}B.")
     else:
         console.print(f"{total}B can go; nothing was deleted. `noria gc --apply` deletes it.")
+
+
+def held(console: Console, found: Sequence[Held]) -> None:
+    if not found:
+        return
+    console.print("\nMarked to be forgotten, but still needed:")
+    table = _table("key", "", "to forget", "needed by")
+    for item in found:
+        table.add_row(item.key[:8], item.label, ", ".join(item.marks), ", ".join(item.by))
+    console.print(table)
+    console.print(
+        "Make those runs again without it (`noria run --traffic` moves an alias traffic/..., a verdict release/prod); "
+        "what they made before can then go."
+    )
 
 
 def facts(console: Console, found: Sequence[Fact]) -> None:
