@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from noria.artifacts import Step, StepContext, Store
 from noria.cli import app, status_of
-from noria.deployment.traffic import user_digest
+from noria.deployment.traffic import Retention, TrafficLog, read_replies, user_digest
+from noria.inference.serving import ServedChoice, ServedRequest
+from noria.types import Message
 
 COMMANDS = ("run", "plan", "why", "lineage", "forget", "eval", "chat", "serve", "report", "doctor", "gc")
 RECIPE = '[raw_data]\nlicences = ["Apache-2.0"]\nsources = []\n'
@@ -109,7 +111,7 @@ def test_only_and_from_choose_steps_by_stage_or_name(here: Path, capsys):
 
 def test_a_stage_that_is_not_there_names_the_nearest(here: Path, capsys):
     status, _, err = told(capsys, "run", "small.toml", "--only", "pretrainig")
-    assert status == 1 and "Did you mean pretraining?" in err and not (here / "store").exists()
+    assert status == 2 and "Did you mean pretraining?" in err and not (here / "store").exists()
 
 
 def test_only_a_later_stage_says_what_is_missing(here: Path, capsys):
@@ -129,7 +131,15 @@ def test_a_wrong_recipe_exits_with_2_before_any_work(here: Path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("bogus",), ("run",), ("run", "small.toml", "--turn", "0"), ("forget", "x", "y")]
+    "arguments",
+    [
+        ("bogus",),
+        ("run",),
+        ("run", "small.toml", "--turn", "0"),
+        ("run", "small.toml", "--turn", "2", "--traffic", "nothing.sqlite"),
+        ("forget", "x", "y"),
+        ("forget", "user", ""),
+    ],
 )
 def test_bad_use_exits_with_2(here: Path, capsys, arguments: tuple[str, ...]):
     status, _, err = told(capsys, *arguments)
@@ -172,11 +182,12 @@ def test_why_and_lineage_tell_where_an_artifact_comes_from(here: Path, capsys):
         ("chat",),
         ("serve",),
         ("eval", "small.toml"),
+        ("report", "nothing"),
     ],
 )
 def test_an_unknown_name_is_one_message(here: Path, capsys, arguments: tuple[str, ...]):
     status, out, err = told(capsys, *arguments)
-    assert status == 1 and out == "" and err.startswith("noria: ") and "Traceback" not in err
+    assert status == 2 and out == "" and err.startswith("noria: ") and "Traceback" not in err
 
 
 def test_a_user_is_found_by_the_name_that_requests_gave(here: Path, capsys):
@@ -187,7 +198,31 @@ def test_a_user_is_found_by_the_name_that_requests_gave(here: Path, capsys):
         assert status == 0 and imported.key in out
         status, out, _ = told(capsys, "forget", "user", name, "--json")
         assert status == 0 and imported.key in out
-    assert told(capsys, "forget", "user", "eve")[0] == 1
+    status, _, err = told(capsys, "forget", "user", "eve")
+    assert status == 2 and "holds the user 'eve'" in err
+
+
+def log_requests(path: Path, *users: str) -> None:
+    log = TrafficLog(path, "policy", lambda text: (text, {}), clock=lambda: 0.0, retention=Retention(days=1e6))
+    for number, user in enumerate(users):
+        asked, answered = (Message("user", "may I?"),), (ServedChoice("yes", (1,), (0.0,), "stop"),)
+        log.record(ServedRequest(f"r{number}", user, "train", asked, {}, 3, answered, 0.1))
+    log.close()
+
+
+def test_forgetting_a_user_counts_the_rows_of_the_live_log_and_deletes_them_on_demand(here: Path, capsys):
+    log = here / "store" / "traffic.sqlite"
+    log_requests(log, "jane", "bob", "jane")
+    status, out, _ = told(capsys, "forget", "user", "jane")
+    assert status == 0 and "jane reached no artifact" in out and "holds 2 requests of jane; --delete-rows" in out
+    assert len(read_replies(log)) == 3
+    status, out, _ = told(capsys, "forget", "user", "jane", "--delete-rows")
+    assert status == 0 and "2 requests of jane deleted" in out
+    assert [row.user for row in read_replies(log)] == [user_digest("bob")], "other rows stay, however old"
+    assert told(capsys, "forget", "user", user_digest("bob"), "--delete-rows")[0] == 0 and not read_replies(log)
+    status, _, err = told(capsys, "forget", "user", "jane")
+    assert status == 2 and "'jane'" in err and str(log) in err
+    assert told(capsys, "forget", "source", "books", "--delete-rows")[0] == 2
 
 
 def test_gc_shows_first_and_deletes_on_demand(here: Path, capsys):

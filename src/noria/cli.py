@@ -49,7 +49,11 @@ TurnOption = Annotated[int, typer.Option("--turn", min=1, help="Which turn of th
 TrafficOption = Annotated[
     Path | None,
     typer.Option(
-        "--traffic", metavar="LOG", help="A log of `noria serve` for this turn to learn from, from turn 2 on."
+        "--traffic",
+        metavar="LOG",
+        exists=True,
+        dir_okay=False,
+        help="A log of `noria serve` for this turn to learn from, from turn 2 on.",
     ),
 ]
 StoreOption = Annotated[
@@ -211,20 +215,35 @@ def forget(
     what: Annotated[Forgettable, typer.Argument(help="What NAME is.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The source or the user.")],
     reason: Annotated[str, typer.Option("--reason", help="Kept with the marks.")] = "",
+    delete_rows: Annotated[
+        bool, typer.Option("--delete-rows", help="Of a user: delete what the traffic log holds, too.")
+    ] = False,
+    traffic: Annotated[Path | None, typer.Option(help="The traffic log; <store>/traffic.sqlite if not given.")] = None,
     store: StoreOption = None,
     json_: JsonOption = False,
 ) -> int:
-    """List and mark all that a source or user reached. Deletes nothing: it stays marked until made anew without it."""
+    """List and mark all that a source or user reached. No artifact is deleted: it stays marked until made anew without.
+
+    Of a user it also says how many requests the traffic log holds; --delete-rows deletes them.
+    """
     from noria.artifacts import lineage as graph
     from noria.studio import show
-    from noria.studio.lookup import logged_user
+    from noria.studio.lookup import forget_user
 
-    spelled = logged_user(name) if what is Forgettable.USER else name
-    reached = graph.forget(_open(store), what.value, spelled, reason)
+    opened = _open(store)
+    if what is Forgettable.USER:
+        user = forget_user(opened, name, reason, traffic or opened.root / "traffic.sqlite", delete_rows)
+        if json_:
+            return print_json(user)
+        show.forgotten_user(console(), user)
+        return OK
+    if delete_rows or traffic:
+        raise typer.BadParameter("--delete-rows and --traffic are for a user; a source has no rows in the traffic log")
+    reached = graph.forget(opened, "source", name, reason)
     if json_:
         return print_json(reached)
     show.reached(console(), name, reached)
-    console().print("All of them are marked. Take it out of the recipe, run it again, then `noria gc` frees the rest.")
+    show.marked(console())
     return OK
 
 
@@ -383,12 +402,13 @@ def status_of(arguments: Sequence[str] | None = None) -> int:
 
 
 def _code_of(error: Exception) -> int:
-    from noria.artifacts import Interrupted
+    from noria.artifacts import Interrupted, Unknown
+    from noria.evals.task_file import TaskFileError
     from noria.recipe_errors import RecipeError
 
     if isinstance(error, Interrupted):
         return INTERRUPTED
-    return BAD_USE if isinstance(error, RecipeError) else FAILED
+    return BAD_USE if isinstance(error, RecipeError | TaskFileError | Unknown) else FAILED
 
 
 def _open(root: Path | None) -> Store:

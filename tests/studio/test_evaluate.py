@@ -38,5 +38,7 @@ def test_a_model_folder_answers_a_users_tasks(tmp_path: Path, capsys):
     assert "95% interval" in capsys.readouterr().out
 
     tasks.write_text('{"prompt": 1}\n')
-    assert status_of(arguments) == 1
+    assert status_of(arguments) == 2
     assert capsys.readouterr().err.startswith(f"noria: {tasks}:1: ")
+    tasks.unlink()
+    assert status_of(arguments) == 2 and f"{tasks} can't be read" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from noria.artifacts.aliases import AliasMove, append_line, now, read_lines
-from noria.artifacts.errors import StoreError
+from noria.artifacts.errors import StoreError, Unknown
 from noria.artifacts.manifest import Manifest
 from noria.artifacts.store import Store
 
@@ -82,7 +82,7 @@ def upstream(store: Store, key: str) -> list[Ancestor]:
     """`key` and all it was made from, each once, nearest first."""
     graph = _graph(store)
     if key not in graph:
-        raise StoreError(f"there is no artifact {key} in {store.root}")
+        raise Unknown(f"there is no artifact {key} in {store.root}")
     found, waiting, seen = [], [Ancestor(graph[key], "", 0)], {key}
     while waiting:
         node = waiting.pop(0)
@@ -153,7 +153,7 @@ def origins(store: Store, key: str, *, document: str = "", source: str = "", lim
 def downstream(store: Store, name: str, what: What = "source") -> Reached:
     """Everything that saw a source or user, and every release (present or past) among it.
 
-    Raises StoreError, with the names that there are, for one that no artifact holds.
+    Raises Unknown, with the names that there are, for one that no artifact holds.
     """
     graph = _graph(store)
     holds = (
@@ -165,7 +165,7 @@ def downstream(store: Store, name: str, what: What = "source") -> Reached:
     if not affected:
         known = sorted({source for manifest in graph.values() for source in _sources(store, manifest)})
         hint = f" Sources here: {', '.join(known) or 'none'}" if what == "source" else ""
-        raise StoreError(f"no artifact in {store.root} holds the {what} {name!r}.{hint}")
+        raise Unknown(f"no artifact in {store.root} holds the {what} {name!r}.{hint}")
     keys = {manifest.key for manifest in affected}
     return Reached(tuple(affected), tuple(move for move in store.aliases.all_moves() if move.key in keys))
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from noria.artifacts.lineage import Ancestor, OriginRow, RawRecords, Reached
     from noria.artifacts.plan import Why
     from noria.studio.doctor import Fact
+    from noria.studio.lookup import ForgottenUser
 
 ACTION_STYLES = {"run": "bold yellow", "resume": "bold cyan", "reuse": "dim"}
 FACT_STYLES = {"ok": "green", "missing": "yellow", "bad": "bold red"}
@@ -113,7 +114,7 @@ def upstream(
         console.print(table)
 
 
-def reached(console: Console, name: str, found: Reached) -> None:
+def reached(console: Console, name: str, found: Reached | ForgottenUser) -> None:
     console.print(f"{name} reached {len(found.artifacts)} artifacts, nearest first:")
     manifests(console, found.artifacts)
     if not found.releases:
@@ -122,6 +123,23 @@ def reached(console: Console, name: str, found: Reached) -> None:
         console.print(
             Text.assemble((move.name, "bold"), f"  {move.key}  since {move.time}: {move.reason}"), soft_wrap=True
         )
+
+
+def marked(console: Console) -> None:
+    console.print("All of them are marked. Take it out of the recipe, run it again, then `noria gc` frees the rest.")
+
+
+def forgotten_user(console: Console, found: ForgottenUser) -> None:
+    if found.artifacts:
+        reached(console, found.name, found)
+        console.print("All of them are marked: `noria gc` frees what no run or alias needs, and says what does.")
+    else:
+        console.print(f"{found.name} reached no artifact.")
+    if found.deleted:
+        console.print(f"{found.requests} requests of {found.name} deleted from {found.log}.", soft_wrap=True)
+    elif found.requests:
+        said = f"{found.log} holds {found.requests} requests of {found.name}; --delete-rows deletes them."
+        console.print(said, soft_wrap=True)
 
 
 def manifests(console: Console, found: Sequence[Manifest]) -> None:
