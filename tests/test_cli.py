@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from noria.artifacts import Step, StepContext, Store
+from noria.artifacts import Step, StepContext, Store, StoreError
 from noria.cli import app, status_of
 from noria.deployment.traffic import Retention, TrafficLog, read_replies, user_digest
 from noria.inference.serving import ServedChoice, ServedRequest
@@ -157,10 +157,75 @@ def test_require_release_exits_with_3_where_nothing_is_released(here: Path, caps
     assert told(capsys, "run", "small.toml", "--require-release")[0] == 3
 
 
+def test_version_is_shown():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0 and result.output.startswith("noria")
+
+
+def test_turn_2_of_another_recipe_says_that_turn_1_was_made_with_other_settings(tmp_path: Path):
+    from noria.assembly import build as real_build
+    from noria.recipe import load
+
+    recipe = load(Path(__file__).parents[1] / "recipes" / "nano.toml")
+    with pytest.raises(StoreError, match=r"with this recipe and these --set, turn 1 .* `noria plan RECIPE --turn 1`"):
+        real_build(recipe, 2, Store(tmp_path / "store"))
+
+
+def test_lineage_refuses_options_that_it_would_ignore(here: Path, capsys):
+    told(capsys, "run", "small.toml")
+    for options in (("--user", "--upstream"), ("--downstream", "--document", "x"), ("--user", "--records", "3")):
+        status, out, err = told(capsys, "lineage", "base_model", *options)
+        assert status == 2 and not out and "--user" in err
+    status, _, err = told(capsys, "lineage", "books")
+    assert status == 2 and "if books is a source, add --downstream" in err.lower()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("why", "x"),
+        ("lineage", "x"),
+        ("lineage", "x", "--user"),
+        ("forget", "source", "x"),
+        ("gc",),
+        ("report",),
+        ("chat",),
+    ],
+)
+def test_a_mistyped_store_is_no_empty_one(here: Path, capsys, arguments: tuple[str, ...]):
+    status, out, err = told(capsys, *arguments, "--store", "stoer")
+    assert status == 2 and not out and f"no store at {here / 'stoer'}" in err
+    status, out, err = told(capsys, *arguments, "--store", "small.toml")
+    assert status == 2 and not out and "is a file, not a folder" in err
+    assert not (here / "stoer").exists()
+
+
+def test_an_address_of_another_machine_is_blamed_on_host_not_on_port(here: Path, capsys):
+    (here / "model").mkdir()
+    (here / "model" / "config.json").write_text("{}")
+    status, _, err = told(capsys, "serve", "model", "--host", "203.0.113.7", "--port", "0")
+    assert status == 1 and "give --host an address of this machine" in err and "--port" not in err
+
+
+def test_plan_says_that_there_is_no_store_yet(here: Path, capsys):
+    status, out, _ = told(capsys, "plan", "small.toml")
+    assert status == 0 and f"no store at {here / 'store'} yet" in out
+
+
+def test_report_refuses_a_folder_as_its_file_and_leaves_nothing_there(here: Path, capsys):
+    told(capsys, "run", "small.toml")
+    (here / "folder").mkdir()
+    status, _, err = told(capsys, "report", "--out", "folder")
+    assert status == 2 and "is a folder; name a file in it" in err
+    assert told(capsys, "report", "--out", "small.toml/r.html")[0] == 2
+    assert {path.name for path in here.iterdir()} == {"store", "small.toml", "folder"}
+    assert told(capsys, "report", "--out", "new/r.html")[0] == 0 and (here / "new" / "r.html").is_file()
+
+
 def test_why_and_lineage_tell_where_an_artifact_comes_from(here: Path, capsys):
     told(capsys, "run", "small.toml")
     status, out, _ = told(capsys, "why", "base_model")
-    assert status == 0 and "config.number" in out and "never made" in out
+    assert status == 0 and "config.number" in out and "made (first time)" in out
     status, out, _ = told(capsys, "lineage", "evaluate_base", "--json")
     assert [node["manifest"]["step"] for node in json.loads(out)["artifacts"]] == [
         "evaluate_base",

@@ -6,6 +6,7 @@ a message for the user; only a defect gives a traceback.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -60,6 +61,26 @@ StoreOption = Annotated[
     Path | None, typer.Option("--store", envvar="NORIA_STORE", help="Folder of the artifacts; ./store if not given.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value for scripts.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"noria {version('noria')}")
+        except PackageNotFoundError:
+            typer.echo("noria, not installed: run from its sources")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:  # without a docstring: the help of `app` stays
+    pass
 
 
 @app.command(epilog="Example: noria run recipes/nano.toml --from pretraining --set pretraining.learning_rate=0.01")
@@ -136,8 +157,10 @@ def plan(
     loaded, steps = _steps(recipe, set_, turn, opened)
     planned = Executor(opened, run_name(loaded, turn)).plan(steps)
     if json_:
-        return print_json(show.plan_json(planned))
+        return print_json({**show.plan_json(planned), "store_exists": opened.exists()})
     show.plan(console(), planned, run_name(loaded, turn))
+    if not opened.exists():
+        console().print(f"There is no store at {opened.root} yet; `noria run` makes it.", soft_wrap=True)
     return OK
 
 
@@ -151,7 +174,7 @@ def why(
     from noria.artifacts import why as explain
     from noria.studio import show
 
-    opened = _open(store)
+    opened = _open_there(store)
     found = explain(opened, opened.resolve(reference))
     if json_:
         return print_json(show.why_json(found))
@@ -166,23 +189,34 @@ def lineage(
     ],
     upstream: Annotated[bool, typer.Option("--upstream", help="Where it came from (the default).")] = False,
     downstream: Annotated[bool, typer.Option("--downstream", help="All that it reached, releases too.")] = False,
-    user: Annotated[bool, typer.Option("--user", help="With --downstream: the name is a user of the traffic.")] = False,
+    user: Annotated[
+        bool, typer.Option("--user", help="The name is a user of the traffic; means --downstream.")
+    ] = False,
     document: Annotated[str, typer.Option("--document", help="With --upstream: quote this document id.")] = "",
-    records: Annotated[int, typer.Option("--records", min=0, help="With --upstream: quote so many records.")] = 5,
+    records: Annotated[
+        int | None, typer.Option("--records", min=0, help="With --upstream: quote so many records; 5 if not given.")
+    ] = None,
     store: StoreOption = None,
     json_: JsonOption = False,
 ) -> int:
     """Follow an artifact down to the records in raw files, or a source up to every release that saw it."""
-    from noria.artifacts import StoreError
+    from noria.artifacts import StoreError, Unknown
     from noria.artifacts import lineage as graph
     from noria.studio import show
     from noria.studio.lookup import dependents, is_artifact, logged_user
 
+    downstream = downstream or user
     if upstream and downstream:
-        raise typer.BadParameter("give either --upstream or --downstream")
-    opened = _open(store)
+        raise typer.BadParameter(f"give either --upstream or {'--user' if user else '--downstream'}")
+    if downstream and (document or records is not None):
+        raise typer.BadParameter("--document and --records quote what lies upstream; leave out --downstream or --user")
+    opened = _open_there(store)
     if not downstream:
-        key = opened.resolve(reference)
+        try:
+            key = opened.resolve(reference)
+        except Unknown as error:
+            hint = f"If {reference} is a source, add --downstream; if a user, --user"
+            raise Unknown(f"{error}. {hint}") from None
         found = graph.upstream(opened, key)
         files = graph.raw_records(opened, key)
         quoted = graph.origins(opened, key, document=document, limit=records) if records else []
@@ -230,8 +264,8 @@ def forget(
     from noria.studio import show
     from noria.studio.lookup import forget_user
 
-    opened = _open(store)
     if what is Forgettable.USER:
+        opened = _open(store)
         user = forget_user(opened, name, reason, traffic or opened.root / "traffic.sqlite", delete_rows)
         if json_:
             return print_json(user)
@@ -239,7 +273,7 @@ def forget(
         return OK
     if delete_rows or traffic:
         raise typer.BadParameter("--delete-rows and --traffic are for a user; a source has no rows in the traffic log")
-    reached = graph.forget(opened, "source", name, reason)
+    reached = graph.forget(_open_there(store), "source", name, reason)
     if json_:
         return print_json(reached)
     show.reached(console(), name, reached)
@@ -269,6 +303,8 @@ def evaluate(
     from noria.studio.lookup import model_folder
 
     folder = model_folder(model, _open(store))
+    if out:
+        _make_room(out)
     started = time.monotonic()
     summary = evaluate_folder(folder, Asked(tasks, per_domain, max_tokens, temperature, seed), out)
     if json_:
@@ -332,9 +368,10 @@ def report(
     """Write what every stage did as one HTML file that works offline."""
     from noria.studio import report as pages
 
-    opened = _open(store)
+    opened = _open_there(store)
     if json_:
         return print_json(pages.data(opened, name))
+    _make_room(out)
     pages.write(opened, name, out)
     typer.echo(f"{out} written; open it in a browser")
     return OK
@@ -364,7 +401,7 @@ def gc(
     from noria.artifacts.gc import collect, held
     from noria.studio import show
 
-    opened = _open(store)
+    opened = _open_there(store)
     found = collect(opened, apply=apply)
     kept = held(opened)
     if json_:
@@ -414,7 +451,32 @@ def _code_of(error: Exception) -> int:
 def _open(root: Path | None) -> Store:
     from noria.artifacts import Store
 
-    return Store(root)
+    store = Store(root)
+    if store.root.exists() and not store.root.is_dir():
+        raise typer.BadParameter(f"the store {store.root} is a file, not a folder; choose another with --store")
+    return store
+
+
+def _open_there(root: Path | None) -> Store:
+    """For commands that look at what was made: a mistyped --store is no empty one."""
+    from noria.artifacts import Unknown
+
+    store = _open(root)
+    if not store.exists():
+        raise Unknown(f"no store at {store.root}: `noria run RECIPE` makes one, --store or NORIA_STORE names another")
+    return store
+
+
+def _make_room(out: Path) -> None:
+    """Make the folder that a file is to be written in, before the work whose result it is."""
+    if out.is_dir():
+        raise typer.BadParameter(f"--out {out} is a folder; name a file in it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"--out {out}: {error.strerror}") from error
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise typer.BadParameter(f"--out {out}: no permission to write there")
 
 
 def _steps(path: Path, overrides: list[str] | None, turn: int, store: Store) -> tuple[Recipe, list[Step]]:

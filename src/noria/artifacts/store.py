@@ -120,6 +120,8 @@ class Store:
         made = [manifest for manifest in self.manifests()[0].values() if manifest.step == reference]
         if made:
             return max(made, key=lambda manifest: manifest.created).key
+        if not self.exists():
+            raise Unknown(f"{reference!r} can't be looked up: there is no store at {self.root}")
         known = ", ".join(self.aliases.names()) or "none"
         raise Unknown(f"{reference!r} is no artifact, alias or step in {self.root}. Aliases here: {known}")
 

@@ -71,12 +71,17 @@ def why(console: Console, found: Why) -> None:
     for name, value in sorted(_flat(manifest.metrics)):
         rows.add_row(f"metric {name}", str(value))
     for row in found.history:
-        rows.add_row(f"run {row['run']}", f"{row['run_name']}: {row['status']} ({row['reason']})")
+        rows.add_row(f"run {row['run']}", f"{row['run_name']}: {row['status']} ({_reason(row)})")
     for move in found.aliases:
         rows.add_row("alias", f"{move.name} since {move.time}: {move.reason}")
     for mark in found.marks:
         rows.add_row("to forget", f"{mark.what} {mark.name}, asked {mark.time}: {mark.reason}")
     console.print(rows)
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    """As a plan it says what was so before the run; told afterwards, "made (never made)" would contradict itself."""
+    return "first time" if row["reason"] == "never made" else row["reason"]
 
 
 def why_json(found: Why) -> dict[str, Any]:
