@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from noria.studio.live import duration, number, stage_title
+from noria.studio.tables import Items, is_wide, table
 
 if TYPE_CHECKING:
     from noria.artifacts import Manifest, Plan
@@ -21,16 +21,22 @@ if TYPE_CHECKING:
     from noria.studio.lookup import ForgottenUser
 
 ACTION_STYLES = {"run": "bold yellow", "resume": "bold cyan", "reuse": "dim"}
+KEY_DIGITS = 12  # of a key that is shown to be typed again; JSON has all 32
 FACT_STYLES = {"ok": "green", "missing": "yellow", "bad": "bold red"}
 
 
 def plan(console: Console, planned: Plan, run_name: str) -> None:
-    table = _table("stage", "step", "would", "why", "key")
+    wide = is_wide(console)
+    columns = ("stage", "step", "would", "why", "key") if wide else ("step", "would", "why")
+    rows = table(*columns, whole=("stage", "step", "would", "key"))
     for step in planned.steps:
-        reason = step.reason + "".join(f"; to forget: {mark.what} {mark.name}" for mark in step.marks)
-        style = ACTION_STYLES[step.action]
-        table.add_row(stage_title(step.stage), step.name, Text(step.action, style), Text(reason), step.key[:8])
-    console.print(table)
+        why = Items([*step.reason.split("; "), *(f"to forget: {mark.what} {mark.name}" for mark in step.marks)], "; ")
+        action = Text(step.action, ACTION_STYLES[step.action])
+        if wide:
+            rows.add_row(stage_title(step.stage), step.name, action, why, step.key[:8])
+        else:
+            rows.add_row(step.name, action, why)
+    console.print(rows)
     for problem in planned.problems:
         console.print(Text(str(problem), "red"))
     total, left = len(planned.steps), len(planned.to_run)
@@ -56,7 +62,7 @@ def plan_json(planned: Plan) -> dict[str, Any]:
 def why(console: Console, found: Why) -> None:
     manifest = found.manifest
     console.print(Text.assemble((manifest.step, "bold"), f"  {manifest.kind}  {manifest.key}"))
-    rows = _table("", "")
+    rows = table("", "")
     rows.show_header = False
     rows.add_row("made", f"{manifest.created} by {stage_title(manifest.stage) or 'an import from outside'}")
     rows.add_row("code", manifest.code or "none: it came from outside")
@@ -105,18 +111,18 @@ def upstream(
         console.print(head.append(f"{manifest.key}{outside}", "dim"), soft_wrap=True)
     if records:
         console.print("\n[bold]raw files[/bold] that its documents come from")
-        table = _table("artifact", "source", "file", "documents", "offsets")
+        rows = table("artifact", "source", "file", "documents", "offsets")
         for row in records:
             offsets = f"{row.first_offset} to {row.last_offset}"
-            table.add_row(row.artifact[:8], row.source, Text(row.file), str(row.documents), offsets)
-        console.print(table)
+            rows.add_row(row.artifact[:8], row.source, Text(row.file), str(row.documents), offsets)
+        console.print(rows)
     if origins:
         console.print("\n[bold]records[/bold]")
-        table = _table("document", "source", "licence", "file", "offset", "bytes")
+        rows = table("document", "source", "licence", "file", "offset", "bytes")
         for origin in origins:
             place = (Text(origin.file), str(origin.offset), str(origin.length))
-            table.add_row(origin.document[:12], origin.source, origin.licence, *place)
-        console.print(table)
+            rows.add_row(origin.document[:12], origin.source, origin.licence, *place)
+        console.print(rows)
 
 
 def reached(console: Console, name: str, found: Reached | ForgottenUser) -> None:
@@ -148,18 +154,18 @@ def forgotten_user(console: Console, found: ForgottenUser) -> None:
 
 
 def manifests(console: Console, found: Sequence[Manifest]) -> None:
-    table = _table("step", "kind", "key", "made")
+    rows = table("step", "kind", "key", "made", whole=("step", "key", "made"))
     for manifest in found:
-        table.add_row(manifest.step, manifest.kind, manifest.key, manifest.created)
-    console.print(table)
+        rows.add_row(manifest.step, manifest.kind, manifest.key[:KEY_DIGITS], manifest.created[:19])
+    console.print(rows)
 
 
 def garbage(console: Console, found: Sequence[Garbage], freed: bool) -> None:
-    table = _table("what", "name", "", "bytes")
+    rows = table("what", "name", "", "bytes", whole=("what", "name", "bytes"))
     for item in found:
-        table.add_row(item.what, item.name[:32], item.label, number(item.bytes))
+        rows.add_row(item.what, item.name[:KEY_DIGITS], item.label, number(item.bytes))
     if found:
-        console.print(table)
+        console.print(rows)
     total = number(sum(item.bytes for item in found))
     if not found:
         console.print(
@@ -175,10 +181,10 @@ def held(console: Console, found: Sequence[Held]) -> None:
     if not found:
         return
     console.print("\nMarked to be forgotten, but still needed:")
-    table = _table("key", "", "to forget", "needed by")
+    rows = table("key", "", "to forget", "needed by", whole=("key",))
     for item in found:
-        table.add_row(item.key[:8], item.label, ", ".join(item.marks), ", ".join(item.by))
-    console.print(table)
+        rows.add_row(item.key[:KEY_DIGITS], item.label, Items(item.marks), Items(item.by))
+    console.print(rows)
     console.print(
         "Make those runs again without it (`noria run --traffic` moves an alias traffic/..., a verdict release/prod); "
         "what they made before can then go."
@@ -186,37 +192,30 @@ def held(console: Console, found: Sequence[Held]) -> None:
 
 
 def facts(console: Console, found: Sequence[Fact]) -> None:
-    table = _table("", "", "")
-    table.show_header = False
+    rows = table("", "", "")
+    rows.show_header = False
     for fact in found:
         value = Text(fact.value)
         if fact.advice:
             value.append(f"\n{fact.advice}", "yellow")
-        table.add_row(Text(fact.status, FACT_STYLES[fact.status]), fact.name, value)
-    console.print(table)
+        rows.add_row(Text(fact.status, FACT_STYLES[fact.status]), fact.name, value)
+    console.print(rows)
 
 
 def evaluation(console: Console, summary: Mapping[str, Any], seconds: float) -> None:
     for title in ("domains", "families"):
-        table = _table(title[:-1].replace("ie", "y"), "right", "95% interval", "n", "not graded", "tokens a reply")
+        rows = table(title[:-1].replace("ie", "y"), "right", "95% interval", "n", "not graded", "tokens a reply")
         for name, row in summary[title].items():
             if not row["n"]:
-                table.add_row(name, "", "", "0", str(row["failed"]), "")
+                rows.add_row(name, "", "", "0", str(row["failed"]), "")
                 continue
             interval = f"{row['low']:.1%} to {row['high']:.1%}"
-            table.add_row(
+            rows.add_row(
                 name, f"{row['accuracy']:.1%}", interval, str(row["n"]), str(row["failed"]), f"{row['tokens']:.1f}"
             )
-        console.print(table)
+        console.print(rows)
         console.print()
     console.print(f"took {duration(seconds)}", style="dim")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("step", "would", "key"))
-    return table
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
