@@ -192,7 +192,9 @@ def lineage(
     user: Annotated[
         bool, typer.Option("--user", help="The name is a user of the traffic; means --downstream.")
     ] = False,
-    document: Annotated[str, typer.Option("--document", help="With --upstream: quote this document id.")] = "",
+    document: Annotated[
+        str, typer.Option("--document", metavar="ID", help="Only quote this document; the start of its id does.")
+    ] = "",
     records: Annotated[
         int | None, typer.Option("--records", min=0, help="With --upstream: quote so many records; 5 if not given.")
     ] = None,
@@ -217,11 +219,15 @@ def lineage(
         except Unknown as error:
             hint = f"If {reference} is a source, add --downstream; if a user, --user"
             raise Unknown(f"{error}. {hint}") from None
+        if document:
+            record = graph.quote(opened, key, document)
+            if json_:
+                return print_json({"records": [record]})
+            show.record(console(), record)
+            return OK
         found = graph.upstream(opened, key)
         files = graph.raw_records(opened, key)
-        quoted = graph.origins(opened, key, document=document, limit=records) if records else []
-        if document and not quoted:
-            raise StoreError(f"no document {document!r} is among what {reference} was made from")
+        quoted = graph.origins(opened, key, limit=5 if records is None else records)
         if json_:
             return print_json({"artifacts": found, "raw_files": files, "records": quoted})
         show.upstream(console(), found, files, quoted)

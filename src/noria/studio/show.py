@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from noria.artifacts.lineage import QUOTED_CHARACTERS
 from noria.studio.live import duration, number, stage_title
 from noria.studio.tables import Items, is_wide, table
 
@@ -103,26 +104,59 @@ def why_json(found: Why) -> dict[str, Any]:
 def upstream(
     console: Console, ancestors: Sequence[Ancestor], records: Sequence[RawRecords], origins: Sequence[OriginRow]
 ) -> None:
-    for node in ancestors:
+    for node in as_tree(ancestors):
         manifest = node.manifest
         role = f"{node.role}: " if node.role else ""
         outside = "  (from outside)" if manifest.outside else ""
         head = Text.assemble("  " * node.depth, (role, "dim"), (manifest.step, "bold"), f"  {manifest.kind}  ")
-        console.print(head.append(f"{manifest.key}{outside}", "dim"), soft_wrap=True)
+        console.print(head.append(f"{manifest.key[:KEY_DIGITS]}{outside}", "dim"), soft_wrap=True)
+    wide = is_wide(console)
     if records:
         console.print("\n[bold]raw files[/bold] that its documents come from")
-        rows = table("artifact", "source", "file", "documents", "offsets")
+        columns: tuple[str, ...] = ("raw data", "source", "file", "documents", "offsets")
+        rows = table(*_without("source", columns, wide), whole=("raw data", "source", "documents", "offsets"))
         for row in records:
             offsets = f"{row.first_offset} to {row.last_offset}"
-            rows.add_row(row.artifact[:8], row.source, Text(row.file), str(row.documents), offsets)
+            source = (row.source,) if wide else ()
+            rows.add_row(row.raw[:KEY_DIGITS], *source, Items([row.file]), str(row.documents), offsets)
         console.print(rows)
     if origins:
-        console.print("\n[bold]records[/bold]")
-        rows = table("document", "source", "licence", "file", "offset", "bytes")
+        console.print("\n[bold]records[/bold], e.g. (--document quotes one)")
+        columns = ("document", "source", "licence", "file", "offset", "bytes")
+        rows = table(*_without("source", columns, wide), whole=("document", "source", "licence", "offset", "bytes"))
         for origin in origins:
-            place = (Text(origin.file), str(origin.offset), str(origin.length))
-            rows.add_row(origin.document[:12], origin.source, origin.licence, *place)
+            source = (origin.source,) if wide else ()
+            place = (Items([origin.file]), str(origin.offset), str(origin.length))
+            rows.add_row(origin.document[:KEY_DIGITS], *source, origin.licence, *place)
         console.print(rows)
+
+
+def as_tree(ancestors: Sequence[Ancestor]) -> list[Ancestor]:
+    """The same, each right below the one it is listed for."""
+    below: dict[str, list[Ancestor]] = {}
+    for node in ancestors:
+        below.setdefault(node.parent, []).append(node)
+    ordered, waiting = [], below.pop("", [])
+    while waiting:
+        node = waiting.pop()
+        ordered.append(node)
+        waiting += reversed(below.get(node.manifest.key, []))
+    return ordered
+
+
+def record(console: Console, origin: OriginRow) -> None:
+    """One document: where it lies and how it begins."""
+    head = Text.assemble((origin.document, "bold"), f"  {origin.source}, licence {origin.licence}")
+    console.print(head, soft_wrap=True)
+    place = f"{origin.file}, offset {origin.offset}, {origin.length} bytes"
+    console.print(Text(f"{place}, in raw data {origin.raw or '(no longer in the store)'}\n"), soft_wrap=True)
+    # A document may hold control sequences, which a terminal would obey.
+    shown = "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in origin.text)
+    console.print(Text(shown + ("..." if len(origin.text) == QUOTED_CHARACTERS else "")), soft_wrap=True)
+
+
+def _without(name: str, columns: Sequence[str], wide: bool) -> list[str]:
+    return [column for column in columns if wide or column != name]
 
 
 def reached(console: Console, name: str, found: Reached | ForgottenUser) -> None:
