@@ -263,6 +263,8 @@ def test_a_user_is_found_by_the_name_that_requests_gave(here: Path, capsys):
         assert status == 0 and imported.key in out
         status, out, _ = told(capsys, "forget", "user", name, "--json")
         assert status == 0 and imported.key in out
+    status, _, err = told(capsys, "lineage", "eve", "--user")
+    assert status == 2 and "holds the user 'eve'" in err
     status, _, err = told(capsys, "forget", "user", "eve")
     assert status == 2 and "holds the user 'eve'" in err
 

@@ -32,8 +32,8 @@ OK, FAILED, BAD_USE, NOT_RELEASED, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     help="The whole LLM training chain, from raw text to a deployed model and back.",
-    epilog="Exit codes: 0 done; 1 failed; 2 bad use (recipe, argument); 3 not released (run --require-release); "
-    "130 stopped by Ctrl-C. Example: noria run recipes/nano.toml",
+    epilog="Exit codes: 0 done; 1 failed; 2 bad use (recipe, argument, unknown name); 3 not released "
+    "(run --require-release); 130 stopped by Ctrl-C. Example: noria run recipes/nano.toml",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -205,7 +205,7 @@ def lineage(
     from noria.artifacts import StoreError, Unknown
     from noria.artifacts import lineage as graph
     from noria.studio import show
-    from noria.studio.lookup import dependents, is_artifact, logged_user
+    from noria.studio.lookup import dependents, is_artifact, reached_by_user
 
     downstream = downstream or user
     if upstream and downstream:
@@ -233,9 +233,7 @@ def lineage(
         show.upstream(console(), found, files, quoted)
         return OK
     try:
-        reached = (
-            graph.downstream(opened, logged_user(reference), "user") if user else graph.downstream(opened, reference)
-        )
+        reached = reached_by_user(opened, reference) if user else graph.downstream(opened, reference)
     except StoreError:
         if user or not is_artifact(opened, reference):
             raise

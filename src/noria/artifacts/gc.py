@@ -36,7 +36,7 @@ class Held:
     """An artifact that is marked to be forgotten but still needed; `by` says what for, e.g. "alias release/prod"."""
 
     key: str
-    label: str
+    step: str
     marks: tuple[str, ...]
     by: tuple[str, ...]
 
@@ -72,7 +72,7 @@ def held(store: Store) -> list[Held]:
     for mark in marks(store):
         asked.setdefault(mark.key, []).append(f"{mark.what} {mark.name}")
     return [
-        Held(key, _label(graph[key]), tuple(asked[key]), tuple(holders[key]))
+        Held(key, graph[key].step, tuple(asked[key]), tuple(holders[key]))
         for key in sorted(asked, key=lambda key: graph[key].created if key in graph else "")
         if key in holders
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from noria.artifacts import Manifest, Step, Store, StoreError, Unknown
 from noria.artifacts.aliases import AliasMove
-from noria.artifacts.lineage import Reached, closure, forget
+from noria.artifacts.lineage import Reached, closure, downstream, forget
 from noria.recipe import Recipe
 from noria.studio.live import stage_word
 
@@ -79,6 +79,14 @@ def logged_user(user: str) -> str:
     return user if re.fullmatch("[0-9a-f]{32}", user) else user_digest(user)
 
 
+def reached_by_user(store: Store, name: str) -> Reached:
+    """What a user's traffic reached. Raises Unknown, with the name as it was given, where no artifact holds it."""
+    try:
+        return downstream(store, logged_user(name), "user")
+    except Unknown:
+        raise Unknown(f"no artifact in {store.root} holds the user {name!r}") from None
+
+
 @dataclass(frozen=True)
 class ForgottenUser:
     """What became of a user: the artifacts and releases that were marked, and the requests in the traffic log."""
@@ -102,11 +110,12 @@ def forget_user(store: Store, name: str, reason: str, log: Path, delete_rows: bo
         raise Unknown("a user without a name is every anonymous one; give a name, or a digest from the log")
     requests = requests_of_user(log, name) if log.is_file() else 0
     try:
-        reached = forget(store, "user", logged_user(name), reason)
-    except Unknown:
+        reached = reached_by_user(store, name)
+        forget(store, "user", logged_user(name), reason)
+    except Unknown as error:
         if not requests:
             beside = f"; nor does {log}" if log.is_file() else f", and there is no traffic log {log}"
-            raise Unknown(f"no artifact in {store.root} holds the user {name!r}{beside}") from None
+            raise Unknown(f"{error}{beside}") from None
         reached = Reached((), ())
     if delete_rows and requests:
         requests = forget_user(log, name)

@@ -185,6 +185,8 @@ def forgotten_user(console: Console, found: ForgottenUser) -> None:
     elif found.requests:
         said = f"{found.log} holds {found.requests} requests of {found.name}; --delete-rows deletes them."
         console.print(said, soft_wrap=True)
+    else:
+        console.print(f"No request of {found.name} is in a traffic log {found.log}.", soft_wrap=True)
 
 
 def manifests(console: Console, found: Sequence[Manifest]) -> None:
@@ -215,9 +217,12 @@ def held(console: Console, found: Sequence[Held]) -> None:
     if not found:
         return
     console.print("\nMarked to be forgotten, but still needed:")
-    rows = table("key", "", "to forget", "needed by", whole=("key",))
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for item in found:
-        rows.add_row(item.key[:KEY_DIGITS], item.label, Items(item.marks), Items(item.by))
+        alike.setdefault((item.marks, item.by), []).append(f"{item.step} {item.key[:8]}")
+    rows = table("to forget", "needed by", "artifacts")
+    for (asked, holders), artifacts in alike.items():
+        rows.add_row(Items(asked), Items(holders), Items(artifacts))
     console.print(rows)
     console.print(
         "Make those runs again without it (`noria run --traffic` moves an alias traffic/..., a verdict release/prod); "
