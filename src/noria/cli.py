@@ -248,7 +248,9 @@ def lineage(
     return OK
 
 
-@app.command(epilog="Example: noria forget source chatterbot --reason 'licence withdrawn'")
+@app.command(
+    epilog="Examples: noria forget source chatterbot --reason 'no licence'    noria forget user jane --delete-rows"
+)
 def forget(
     what: Annotated[Forgettable, typer.Argument(help="What NAME is.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The source or the user.")],
@@ -260,7 +262,7 @@ def forget(
     store: StoreOption = None,
     json_: JsonOption = False,
 ) -> int:
-    """List and mark all that a source or user reached. No artifact is deleted: it stays marked until made anew without.
+    """List and mark all that a source or user reached. No artifact is deleted: they stay marked until made anew.
 
     Of a user it also says how many requests the traffic log holds; --delete-rows deletes them.
     """
