@@ -15,9 +15,11 @@ import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from noria.artifacts import Step, StepContext, Store
+from noria.artifacts import Step, StepContext, Store, StoreError
 from noria.cli import app, status_of
-from noria.deployment.traffic import user_digest
+from noria.deployment.traffic import Retention, TrafficLog, read_replies, user_digest
+from noria.inference.serving import ServedChoice, ServedRequest
+from noria.types import Message
 
 COMMANDS = ("run", "plan", "why", "lineage", "forget", "eval", "chat", "serve", "report", "doctor", "gc")
 RECIPE = '[raw_data]\nlicences = ["Apache-2.0"]\nsources = []\n'
@@ -109,7 +111,7 @@ def test_only_and_from_choose_steps_by_stage_or_name(here: Path, capsys):
 
 def test_a_stage_that_is_not_there_names_the_nearest(here: Path, capsys):
     status, _, err = told(capsys, "run", "small.toml", "--only", "pretrainig")
-    assert status == 1 and "Did you mean pretraining?" in err and not (here / "store").exists()
+    assert status == 2 and "Did you mean pretraining?" in err and not (here / "store").exists()
 
 
 def test_only_a_later_stage_says_what_is_missing(here: Path, capsys):
@@ -129,7 +131,15 @@ def test_a_wrong_recipe_exits_with_2_before_any_work(here: Path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("bogus",), ("run",), ("run", "small.toml", "--turn", "0"), ("forget", "x", "y")]
+    "arguments",
+    [
+        ("bogus",),
+        ("run",),
+        ("run", "small.toml", "--turn", "0"),
+        ("run", "small.toml", "--turn", "2", "--traffic", "nothing.sqlite"),
+        ("forget", "x", "y"),
+        ("forget", "user", ""),
+    ],
 )
 def test_bad_use_exits_with_2(here: Path, capsys, arguments: tuple[str, ...]):
     status, _, err = told(capsys, *arguments)
@@ -147,10 +157,75 @@ def test_require_release_exits_with_3_where_nothing_is_released(here: Path, caps
     assert told(capsys, "run", "small.toml", "--require-release")[0] == 3
 
 
+def test_version_is_shown():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0 and result.output.startswith("noria")
+
+
+def test_turn_2_of_another_recipe_says_that_turn_1_was_made_with_other_settings(tmp_path: Path):
+    from noria.assembly import build as real_build
+    from noria.recipe import load
+
+    recipe = load(Path(__file__).parents[1] / "recipes" / "nano.toml")
+    with pytest.raises(StoreError, match=r"with this recipe and these --set, turn 1 .* `noria plan RECIPE --turn 1`"):
+        real_build(recipe, 2, Store(tmp_path / "store"))
+
+
+def test_lineage_refuses_options_that_it_would_ignore(here: Path, capsys):
+    told(capsys, "run", "small.toml")
+    for options in (("--user", "--upstream"), ("--downstream", "--document", "x"), ("--user", "--records", "3")):
+        status, out, err = told(capsys, "lineage", "base_model", *options)
+        assert status == 2 and not out and "--user" in err
+    status, _, err = told(capsys, "lineage", "books")
+    assert status == 2 and "if books is a source, add --downstream" in err.lower()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("why", "x"),
+        ("lineage", "x"),
+        ("lineage", "x", "--user"),
+        ("forget", "source", "x"),
+        ("gc",),
+        ("report",),
+        ("chat",),
+    ],
+)
+def test_a_mistyped_store_is_no_empty_one(here: Path, capsys, arguments: tuple[str, ...]):
+    status, out, err = told(capsys, *arguments, "--store", "stoer")
+    assert status == 2 and not out and f"no store at {here / 'stoer'}" in err
+    status, out, err = told(capsys, *arguments, "--store", "small.toml")
+    assert status == 2 and not out and "is a file, not a folder" in err
+    assert not (here / "stoer").exists()
+
+
+def test_an_address_of_another_machine_is_blamed_on_host_not_on_port(here: Path, capsys):
+    (here / "model").mkdir()
+    (here / "model" / "config.json").write_text("{}")
+    status, _, err = told(capsys, "serve", "model", "--host", "203.0.113.7", "--port", "0")
+    assert status == 1 and "give --host an address of this machine" in err and "--port" not in err
+
+
+def test_plan_says_that_there_is_no_store_yet(here: Path, capsys):
+    status, out, _ = told(capsys, "plan", "small.toml")
+    assert status == 0 and f"no store at {here / 'store'} yet" in out
+
+
+def test_report_refuses_a_folder_as_its_file_and_leaves_nothing_there(here: Path, capsys):
+    told(capsys, "run", "small.toml")
+    (here / "folder").mkdir()
+    status, _, err = told(capsys, "report", "--out", "folder")
+    assert status == 2 and "is a folder; name a file in it" in err
+    assert told(capsys, "report", "--out", "small.toml/r.html")[0] == 2
+    assert {path.name for path in here.iterdir()} == {"store", "small.toml", "folder"}
+    assert told(capsys, "report", "--out", "new/r.html")[0] == 0 and (here / "new" / "r.html").is_file()
+
+
 def test_why_and_lineage_tell_where_an_artifact_comes_from(here: Path, capsys):
     told(capsys, "run", "small.toml")
     status, out, _ = told(capsys, "why", "base_model")
-    assert status == 0 and "config.number" in out and "never made" in out
+    assert status == 0 and "config.number" in out and "made (first time)" in out
     status, out, _ = told(capsys, "lineage", "evaluate_base", "--json")
     assert [node["manifest"]["step"] for node in json.loads(out)["artifacts"]] == [
         "evaluate_base",
@@ -172,11 +247,12 @@ def test_why_and_lineage_tell_where_an_artifact_comes_from(here: Path, capsys):
         ("chat",),
         ("serve",),
         ("eval", "small.toml"),
+        ("report", "nothing"),
     ],
 )
 def test_an_unknown_name_is_one_message(here: Path, capsys, arguments: tuple[str, ...]):
     status, out, err = told(capsys, *arguments)
-    assert status == 1 and out == "" and err.startswith("noria: ") and "Traceback" not in err
+    assert status == 2 and out == "" and err.startswith("noria: ") and "Traceback" not in err
 
 
 def test_a_user_is_found_by_the_name_that_requests_gave(here: Path, capsys):
@@ -187,17 +263,52 @@ def test_a_user_is_found_by_the_name_that_requests_gave(here: Path, capsys):
         assert status == 0 and imported.key in out
         status, out, _ = told(capsys, "forget", "user", name, "--json")
         assert status == 0 and imported.key in out
-    assert told(capsys, "forget", "user", "eve")[0] == 1
+    status, _, err = told(capsys, "lineage", "eve", "--user")
+    assert status == 2 and "holds the user 'eve'" in err
+    status, _, err = told(capsys, "forget", "user", "eve")
+    assert status == 2 and "holds the user 'eve'" in err
+
+
+def log_requests(path: Path, *users: str) -> None:
+    log = TrafficLog(path, "policy", lambda text: (text, {}), clock=lambda: 0.0, retention=Retention(days=1e6))
+    for number, user in enumerate(users):
+        asked, answered = (Message("user", "may I?"),), (ServedChoice("yes", (1,), (0.0,), "stop"),)
+        log.record(ServedRequest(f"r{number}", user, "train", asked, {}, 3, answered, 0.1))
+    log.close()
+
+
+def test_forgetting_a_user_counts_the_rows_of_the_live_log_and_deletes_them_on_demand(here: Path, capsys):
+    log = here / "store" / "traffic.sqlite"
+    log_requests(log, "jane", "bob", "jane")
+    status, out, _ = told(capsys, "forget", "user", "jane")
+    assert status == 0 and "jane reached no artifact" in out and "holds 2 requests of jane; --delete-rows" in out
+    assert len(read_replies(log)) == 3
+    status, out, _ = told(capsys, "forget", "user", "jane", "--delete-rows")
+    assert status == 0 and "2 requests of jane deleted" in out
+    assert [row.user for row in read_replies(log)] == [user_digest("bob")], "other rows stay, however old"
+    assert told(capsys, "forget", "user", user_digest("bob"), "--delete-rows")[0] == 0 and not read_replies(log)
+    status, _, err = told(capsys, "forget", "user", "jane")
+    assert status == 2 and "'jane'" in err and str(log) in err
+    assert told(capsys, "forget", "source", "books", "--delete-rows")[0] == 2
 
 
 def test_gc_shows_first_and_deletes_on_demand(here: Path, capsys):
     told(capsys, "run", "small.toml")
     told(capsys, "run", "small.toml", "--set", "system.flops=1e9")
     status, out, _ = told(capsys, "gc", "--json")
-    assert status == 0 and len(json.loads(out)) == 2
+    assert status == 0 and len(json.loads(out)["garbage"]) == 2
     assert "nothing was deleted" in told(capsys, "gc")[1]
     assert "Freed" in told(capsys, "gc", "--apply")[1]
     assert "Nothing can go" in told(capsys, "gc")[1]
+
+
+def test_gc_keeps_a_finished_run_after_one_of_a_single_stage(here: Path, capsys):
+    told(capsys, "run", "small.toml")
+    told(capsys, "run", "small.toml", "--only", "evaluation")
+    told(capsys, "run", "small.toml", "--only", "4", "--set", "system.flops=1e9")
+    told(capsys, "run", "small.toml", "--only", "2")
+    told(capsys, "gc", "--apply")
+    assert "nothing to do: all 3 steps" in told(capsys, "run", "small.toml")[1]
 
 
 def test_doctor_reports_every_fact_as_json(here: Path, capsys):

@@ -107,8 +107,28 @@ def test_overrides_are_toml_values_or_bare_text(write):
 
 def test_a_wrong_override_is_named_as_such(write):
     (problem,) = problems(write(MINIMAL), "system.flopz=1e12")
-    assert problem.file == "--set" and problem.nearest == "flops"
+    assert problem.file == "--set system.flopz=1e12" and problem.nearest == "flops"
     assert [p.found for p in problems(write(MINIMAL), "nonsense", "=1", "run=1")] == ["nonsense", "=1", "run=1"]
+
+
+@pytest.mark.parametrize(
+    "override", ["pretrainig.learning_rate=0.1", "run.seed.x=1", "data.weights='x'", "system.train_tokens=1000000"]
+)
+def test_a_wrong_override_is_not_blamed_on_a_line_of_the_recipe(write, override: str):
+    path = write(MINIMAL + "[system]\nflops = 1e9\nparameters = 1000000\n[run]\nseed = 1\n[data]\nweights = {}\n")
+    (problem,) = problems(path, override)
+    assert str(problem).startswith(f"--set {override}; ")
+
+
+def test_an_error_of_the_recipe_is_not_blamed_on_an_override_beside_it(write):
+    path = write(MINIMAL + "[system]\nflops = 1e9\nparameters = 1000000\ntrain_tokens = 1000000\n")
+    (problem,) = problems(path, "system.bootstrap=30")
+    assert (problem.file, problem.line) == (str(path), 4)
+
+
+def test_an_item_of_a_list_is_not_for_set(write):
+    (problem,) = problems(write(MINIMAL), "raw_data.sources.0.licence=MIT")
+    assert problem.found == "a list" and "--set can't change one item" in problem.allowed
 
 
 def test_extends_changes_single_fields_and_takes_a_name_of_its_own(write):

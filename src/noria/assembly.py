@@ -138,7 +138,8 @@ class _Previous:
         found = self._store.get(self._steps[name].key)
         if found is None:
             raise StoreError(
-                f"turn {self._turn} has not made {name} yet: run `noria run` with --turn {self._turn} first"
+                f"with this recipe and these --set, turn {self._turn} has not made {name} yet: "
+                f"`noria plan RECIPE --turn {self._turn}` says what differs from what it made, `noria run` makes it"
             )
         return found
 

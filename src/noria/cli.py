@@ -6,6 +6,7 @@ a message for the user; only a defect gives a traceback.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -31,8 +32,8 @@ OK, FAILED, BAD_USE, NOT_RELEASED, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     help="The whole LLM training chain, from raw text to a deployed model and back.",
-    epilog="Exit codes: 0 done; 1 failed; 2 bad use (recipe, argument); 3 not released (run --require-release); "
-    "130 stopped by Ctrl-C. Example: noria run recipes/nano.toml",
+    epilog="Exit codes: 0 done; 1 failed; 2 bad use (recipe, argument, unknown name); 3 not released "
+    "(run --require-release); 130 stopped by Ctrl-C. Example: noria run recipes/nano.toml",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -49,13 +50,37 @@ TurnOption = Annotated[int, typer.Option("--turn", min=1, help="Which turn of th
 TrafficOption = Annotated[
     Path | None,
     typer.Option(
-        "--traffic", metavar="LOG", help="A log of `noria serve` for this turn to learn from, from turn 2 on."
+        "--traffic",
+        metavar="LOG",
+        exists=True,
+        dir_okay=False,
+        help="A log of `noria serve` for this turn to learn from, from turn 2 on.",
     ),
 ]
 StoreOption = Annotated[
     Path | None, typer.Option("--store", envvar="NORIA_STORE", help="Folder of the artifacts; ./store if not given.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value for scripts.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"noria {version('noria')}")
+        except PackageNotFoundError:
+            typer.echo("noria, not installed: run from its sources")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:  # without a docstring: the help of `app` stays
+    pass
 
 
 @app.command(epilog="Example: noria run recipes/nano.toml --from pretraining --set pretraining.learning_rate=0.01")
@@ -98,7 +123,7 @@ def run(
     )
     try:
         with live:
-            made = executor.run(steps, loaded.model_dump(mode="json"))
+            made = executor.run(steps, loaded.model_dump(mode="json"), whole=only is None and from_ is None)
     except Interrupted:
         screen.print(live.table({}))
         raise
@@ -132,8 +157,10 @@ def plan(
     loaded, steps = _steps(recipe, set_, turn, opened)
     planned = Executor(opened, run_name(loaded, turn)).plan(steps)
     if json_:
-        return print_json(show.plan_json(planned))
+        return print_json({**show.plan_json(planned), "store_exists": opened.exists()})
     show.plan(console(), planned, run_name(loaded, turn))
+    if not opened.exists():
+        console().print(f"There is no store at {opened.root} yet; `noria run` makes it.", soft_wrap=True)
     return OK
 
 
@@ -147,7 +174,7 @@ def why(
     from noria.artifacts import why as explain
     from noria.studio import show
 
-    opened = _open(store)
+    opened = _open_there(store)
     found = explain(opened, opened.resolve(reference))
     if json_:
         return print_json(show.why_json(found))
@@ -162,36 +189,51 @@ def lineage(
     ],
     upstream: Annotated[bool, typer.Option("--upstream", help="Where it came from (the default).")] = False,
     downstream: Annotated[bool, typer.Option("--downstream", help="All that it reached, releases too.")] = False,
-    user: Annotated[bool, typer.Option("--user", help="With --downstream: the name is a user of the traffic.")] = False,
-    document: Annotated[str, typer.Option("--document", help="With --upstream: quote this document id.")] = "",
-    records: Annotated[int, typer.Option("--records", min=0, help="With --upstream: quote so many records.")] = 5,
+    user: Annotated[
+        bool, typer.Option("--user", help="The name is a user of the traffic; means --downstream.")
+    ] = False,
+    document: Annotated[
+        str, typer.Option("--document", metavar="ID", help="Only quote this document; the start of its id does.")
+    ] = "",
+    records: Annotated[
+        int | None, typer.Option("--records", min=0, help="With --upstream: quote so many records; 5 if not given.")
+    ] = None,
     store: StoreOption = None,
     json_: JsonOption = False,
 ) -> int:
     """Follow an artifact down to the records in raw files, or a source up to every release that saw it."""
-    from noria.artifacts import StoreError
+    from noria.artifacts import StoreError, Unknown
     from noria.artifacts import lineage as graph
     from noria.studio import show
-    from noria.studio.lookup import dependents, is_artifact, logged_user
+    from noria.studio.lookup import dependents, is_artifact, reached_by_user
 
+    downstream = downstream or user
     if upstream and downstream:
-        raise typer.BadParameter("give either --upstream or --downstream")
-    opened = _open(store)
+        raise typer.BadParameter(f"give either --upstream or {'--user' if user else '--downstream'}")
+    if downstream and (document or records is not None):
+        raise typer.BadParameter("--document and --records quote what lies upstream; leave out --downstream or --user")
+    opened = _open_there(store)
     if not downstream:
-        key = opened.resolve(reference)
+        try:
+            key = opened.resolve(reference)
+        except Unknown as error:
+            hint = f"If {reference} is a source, add --downstream; if a user, --user"
+            raise Unknown(f"{error}. {hint}") from None
+        if document:
+            record = graph.quote(opened, key, document)
+            if json_:
+                return print_json({"records": [record]})
+            show.record(console(), record)
+            return OK
         found = graph.upstream(opened, key)
         files = graph.raw_records(opened, key)
-        quoted = graph.origins(opened, key, document=document, limit=records) if records else []
-        if document and not quoted:
-            raise StoreError(f"no document {document!r} is among what {reference} was made from")
+        quoted = graph.origins(opened, key, limit=5 if records is None else records)
         if json_:
             return print_json({"artifacts": found, "raw_files": files, "records": quoted})
         show.upstream(console(), found, files, quoted)
         return OK
     try:
-        reached = (
-            graph.downstream(opened, logged_user(reference), "user") if user else graph.downstream(opened, reference)
-        )
+        reached = reached_by_user(opened, reference) if user else graph.downstream(opened, reference)
     except StoreError:
         if user or not is_artifact(opened, reference):
             raise
@@ -206,25 +248,42 @@ def lineage(
     return OK
 
 
-@app.command(epilog="Example: noria forget source chatterbot --reason 'licence withdrawn'")
+@app.command(
+    epilog="Examples: noria forget source chatterbot --reason 'no licence'    noria forget user jane --delete-rows"
+)
 def forget(
     what: Annotated[Forgettable, typer.Argument(help="What NAME is.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The source or the user.")],
     reason: Annotated[str, typer.Option("--reason", help="Kept with the marks.")] = "",
+    delete_rows: Annotated[
+        bool, typer.Option("--delete-rows", help="Of a user: delete what the traffic log holds, too.")
+    ] = False,
+    traffic: Annotated[Path | None, typer.Option(help="The traffic log; <store>/traffic.sqlite if not given.")] = None,
     store: StoreOption = None,
     json_: JsonOption = False,
 ) -> int:
-    """List and mark all that a source or user reached. Deletes nothing: it stays marked until made anew without it."""
+    """List and mark all that a source or user reached. No artifact is deleted: they stay marked until made anew.
+
+    Of a user it also says how many requests the traffic log holds; --delete-rows deletes them.
+    """
     from noria.artifacts import lineage as graph
     from noria.studio import show
-    from noria.studio.lookup import logged_user
+    from noria.studio.lookup import forget_user
 
-    spelled = logged_user(name) if what is Forgettable.USER else name
-    reached = graph.forget(_open(store), what.value, spelled, reason)
+    if what is Forgettable.USER:
+        opened = _open(store)
+        user = forget_user(opened, name, reason, traffic or opened.root / "traffic.sqlite", delete_rows)
+        if json_:
+            return print_json(user)
+        show.forgotten_user(console(), user)
+        return OK
+    if delete_rows or traffic:
+        raise typer.BadParameter("--delete-rows and --traffic are for a user; a source has no rows in the traffic log")
+    reached = graph.forget(_open_there(store), "source", name, reason)
     if json_:
         return print_json(reached)
     show.reached(console(), name, reached)
-    console().print("All of them are marked. Take it out of the recipe, run it again, then `noria gc` frees the rest.")
+    show.marked(console())
     return OK
 
 
@@ -250,6 +309,8 @@ def evaluate(
     from noria.studio.lookup import model_folder
 
     folder = model_folder(model, _open(store))
+    if out:
+        _make_room(out)
     started = time.monotonic()
     summary = evaluate_folder(folder, Asked(tasks, per_domain, max_tokens, temperature, seed), out)
     if json_:
@@ -313,9 +374,10 @@ def report(
     """Write what every stage did as one HTML file that works offline."""
     from noria.studio import report as pages
 
-    opened = _open(store)
+    opened = _open_there(store)
     if json_:
         return print_json(pages.data(opened, name))
+    _make_room(out)
     pages.write(opened, name, out)
     typer.echo(f"{out} written; open it in a browser")
     return OK
@@ -341,14 +403,17 @@ def gc(
     store: StoreOption = None,
     json_: JsonOption = False,
 ) -> int:
-    """Show, and with --apply free, what no alias, no last run and no outside origin needs."""
-    from noria.artifacts.gc import collect
+    """Show, and with --apply free, what no alias, no next run of a recipe and no outside origin needs."""
+    from noria.artifacts.gc import collect, held
     from noria.studio import show
 
-    found = collect(_open(store), apply=apply)
+    opened = _open_there(store)
+    found = collect(opened, apply=apply)
+    kept = held(opened)
     if json_:
-        return print_json(found)
+        return print_json({"garbage": found, "held": kept})
     show.garbage(console(), found, apply)
+    show.held(console(), kept)
     return OK
 
 
@@ -380,18 +445,44 @@ def status_of(arguments: Sequence[str] | None = None) -> int:
 
 
 def _code_of(error: Exception) -> int:
-    from noria.artifacts import Interrupted
+    from noria.artifacts import Interrupted, Unknown
+    from noria.evals.task_file import TaskFileError
     from noria.recipe_errors import RecipeError
 
     if isinstance(error, Interrupted):
         return INTERRUPTED
-    return BAD_USE if isinstance(error, RecipeError) else FAILED
+    return BAD_USE if isinstance(error, RecipeError | TaskFileError | Unknown) else FAILED
 
 
 def _open(root: Path | None) -> Store:
     from noria.artifacts import Store
 
-    return Store(root)
+    store = Store(root)
+    if store.root.exists() and not store.root.is_dir():
+        raise typer.BadParameter(f"the store {store.root} is a file, not a folder; choose another with --store")
+    return store
+
+
+def _open_there(root: Path | None) -> Store:
+    """For commands that look at what was made: a mistyped --store is no empty one."""
+    from noria.artifacts import Unknown
+
+    store = _open(root)
+    if not store.exists():
+        raise Unknown(f"no store at {store.root}: `noria run RECIPE` makes one, --store or NORIA_STORE names another")
+    return store
+
+
+def _make_room(out: Path) -> None:
+    """Make the folder that a file is to be written in, before the work whose result it is."""
+    if out.is_dir():
+        raise typer.BadParameter(f"--out {out} is a folder; name a file in it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"--out {out}: {error.strerror}") from error
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise typer.BadParameter(f"--out {out}: no permission to write there")
 
 
 def _steps(path: Path, overrides: list[str] | None, turn: int, store: Store) -> tuple[Recipe, list[Step]]:

@@ -14,7 +14,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from noria.stages import (
 )
 from noria.stages.ablations import Config as AblationsConfig
 
-Where = tuple[str, int]  # file (or "--set"), line
+Where = tuple[str, int]  # file and line, or "--set section.field=value" and 0
 
 
 class RunConfig(BaseModel):
@@ -75,10 +75,11 @@ class Recipe(BaseModel):
 
 @dataclass(frozen=True)
 class _Source:
-    """Values as read, and where each dotted field was last set."""
+    """Values as read, where each dotted field was last set, and the overrides by the field that they set."""
 
     values: dict[str, Any]
     lines: dict[str, Where]
+    overrides: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -86,7 +87,21 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RecipeError with every problem found: file, line, field, what was found, what is allowed, the nearest name.
     """
-    return parse(_with_overrides(_read(Path(path), ()), overrides), Path(path))
+    source = _read(Path(path), ())
+    try:
+        return parse(_with_overrides(source, overrides), Path(path))
+    except RecipeError as error:
+        # What is wrong without the overrides too is the file's fault, not theirs.
+        own = {(problem.field, problem.found): problem for problem in _problems(source, Path(path))}
+        raise RecipeError([own.get((problem.field, problem.found), problem) for problem in error.problems]) from None
+
+
+def _problems(source: _Source, path: Path) -> Sequence[Problem]:
+    try:
+        parse(source, path)
+    except RecipeError as error:
+        return error.problems
+    return ()
 
 
 def parse(source: _Source, path: Path) -> Recipe:
@@ -132,21 +147,34 @@ def _read(path: Path, seen: tuple[Path, ...]) -> _Source:
 
 
 def _with_overrides(source: _Source, overrides: Sequence[str]) -> _Source:
-    values, lines, problems = source.values, dict(source.lines), []
+    values, applied, problems = source.values, {}, []
     for override in overrides:
         name, equals, text = override.partition("=")
         parts = name.strip().split(".")
         if not (equals and len(parts) > 1 and all(parts)):
             problems.append(Problem("--set", 0, name.strip(), override, "section.field=value, e.g. run.seed=1"))
             continue
+        if above := _list_above(values, parts):
+            allowed = f"--set can't change one item: set the whole list, {above}=[...], or write a recipe that extends"
+            problems.append(Problem(f"--set {override}", 0, above, "a list", f"{allowed} this one"))
+            continue
         nested: Any = _scalar(text.strip())
         for part in reversed(parts):
             nested = {part: nested}
         values = _merged(values, nested)
-        lines[".".join(parts)] = ("--set", 0)
+        applied[".".join(parts)] = f"--set {override}"
     if problems:
         raise RecipeError(problems)
-    return _Source(values, lines)
+    return _Source(values, source.lines, applied)
+
+
+def _list_above(values: Any, parts: Sequence[str]) -> str:
+    """The field on the way to `parts` that is a list; empty if there is none."""
+    for depth, part in enumerate(parts[:-1], start=1):
+        values = values.get(part) if isinstance(values, dict) else None
+        if isinstance(values, list):
+            return ".".join(parts[:depth])
+    return ""
 
 
 def _scalar(text: str) -> Any:
@@ -178,7 +206,14 @@ def _lines(text: str) -> Iterator[tuple[str, int]]:
 
 
 def _where(source: _Source, path: str, field: str) -> Where:
-    """Where a field, or failing that the table around it, was set."""
+    """Where a field, or failing that the table around it, was set; an override of it or inside it comes first."""
+    near = [
+        override
+        for name, override in source.overrides.items()
+        if f"{field}.".startswith(f"{name}.") or (field and name.startswith(f"{field}."))
+    ]
+    if near:
+        return " ".join(near), 0
     while field:
         if field in source.lines:
             return source.lines[field]

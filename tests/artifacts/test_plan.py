@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from noria.artifacts import Executor, why
+from pydantic import BaseModel
+
+from noria.artifacts import Executor, Step, why
 from noria.artifacts.identity import Change
 from noria.artifacts.lineage import forget
 
@@ -49,6 +51,23 @@ def test_comparison_is_with_the_same_recipes_last_run(store, chain):
     assert Executor(store, "new").plan(chain(learning_rate=0.3)).steps[-1].reason == (
         "config.learning_rate: 0.2 -> 0.3"
     )
+
+
+class Graders(BaseModel):
+    graders: dict[str, str] | None = None
+
+
+def test_changed_digests_are_told_by_their_names(store):
+    def plan(graders):
+        step = Step("rl", "s5", "model", 1, Graders(graders=graders), lambda context: {})
+        reason = Executor(store).plan([step]).steps[0].reason
+        Executor(store).run([step])
+        return reason
+
+    plan({})
+    assert plan({"code": "a" * 32, "maths": "b" * 32}) == "config.graders: code, maths changed"
+    assert plan({"code": "c" * 32, "maths": "b" * 32}) == "config.graders: code changed"
+    assert plan(None) == "config.graders: code, maths changed"
 
 
 def test_removed_artifact_is_said_to_be_gone(store, chain):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sqlite3
 
 import pytest
@@ -44,6 +45,19 @@ def test_older_database_is_migrated_with_its_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "MIGRATIONS", (*runs.MIGRATIONS, "ALTER TABLE runs ADD COLUMN turn INTEGER DEFAULT 1"))
     monkeypatch.setattr(runs, "SCHEMA", 2)
     assert [(row["run"], row["turn"]) for row in RunDatabase(path).runs()] == [(number, 1)]
+
+
+def test_opening_to_read_writes_nothing(tmp_path):
+    path = tmp_path / "runs.sqlite"
+    first = RunDatabase(path)
+    first.start_run("nano", {})
+    first.close()
+    os.utime(path, ns=(0, 0))
+    content = path.read_bytes()
+    second = RunDatabase(path)
+    assert [row["name"] for row in second.runs()] == ["nano"]
+    second.close()
+    assert path.stat().st_mtime_ns == 0 and path.read_bytes() == content
 
 
 def test_newer_database_is_refused_unchanged(tmp_path):

@@ -26,17 +26,22 @@ def test_a_model_folder_answers_a_users_tasks(tmp_path: Path, capsys):
         "--max-tokens",
         "4",
         "--out",
-        str(tmp_path / "items.jsonl"),
+        str(tmp_path / "new" / "items.jsonl"),
     ]
     assert status_of([*arguments, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["items"] == 3 and summary["families"]["mine"]["n"] == 3
-    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    items = [json.loads(line) for line in (tmp_path / "new" / "items.jsonl").read_text().splitlines()]
     assert [item["family"] for item in items] == ["mine"] * 3
 
     assert status_of(arguments) == 0
     assert "95% interval" in capsys.readouterr().out
 
+    assert status_of([*arguments[:-1], str(tmp_path)]) == 2
+    assert "is a folder; name a file in it" in capsys.readouterr().err
+
     tasks.write_text('{"prompt": 1}\n')
-    assert status_of(arguments) == 1
+    assert status_of(arguments) == 2
     assert capsys.readouterr().err.startswith(f"noria: {tasks}:1: ")
+    tasks.unlink()
+    assert status_of(arguments) == 2 and f"{tasks} can't be read" in capsys.readouterr().err

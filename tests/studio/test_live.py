@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import types
 
 import pytest
 from pydantic import BaseModel
@@ -8,6 +9,8 @@ from rich.console import Console
 
 from noria.artifacts import Progress, Step
 from noria.studio.live import LiveRun, duration, main_numbers, number, progress_text, stage_title
+from noria.studio.output import console
+from noria.studio.tables import packed
 
 
 class Nothing(BaseModel):
@@ -55,6 +58,38 @@ def test_the_table_has_a_row_a_step_that_was_touched():
     assert "raw_data" in text and "base" in text and "registry" not in text
 
 
+def summed_up(width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    live = LiveRun(steps(), console)
+    metrics = {"perplexity": 12.3, "bits_per_byte": 1.71, "tokens": 1_000_000, "loss": 3.21}
+    for name, stage in (("base", "s4_pretraining"), ("registry", "s6_evaluation")):
+        live.observe(Progress(name, stage, "k" * 32, "made", seconds=61))
+    console.file = io.StringIO()
+    artifact = types.SimpleNamespace(metrics=metrics)
+    console.print(live.table({"base": artifact, "registry": artifact}))
+    return console.file.getvalue()
+
+
+def test_the_table_of_a_narrow_terminal_breaks_only_between_two_numbers_at_most():
+    lines = summed_up(50).splitlines()
+    assert all(len(line) <= 50 for line in lines)
+    assert [line.split("  ")[-1] for line in map(str.rstrip, lines[1:3])] == ["perplexity 12.3,", "bits_per_byte 1.71"]
+    assert "tokens" not in summed_up(80) and "kkkkkkkk" not in summed_up(80) and len(summed_up(80).splitlines()) == 3
+    assert "4 pretraining" in summed_up(120) and "kkkkkkkk" in summed_up(120) and "tokens 1M" in summed_up(120)
+
+
+def test_items_are_joined_up_to_the_width_and_a_long_one_breaks_at_a_space():
+    assert packed(["a 1", "b 2", "c 3"], ", ", 9) == ["a 1, b 2,", "c 3"]
+    assert packed(["short", "config.rate: 0.1 -> 0.2"], "; ", 12) == ["short;", "config.rate:", "0.1 -> 0.2"]
+    assert packed(["agent_heldout_success 0.5"], ", ", 15) == ["agent_heldout_", "success 0.5"]
+    assert packed([], ", ", 9) == []
+
+
+def test_without_a_terminal_the_table_is_wide(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console().width == 160
+
+
 def test_a_waiting_step_says_what_it_waits_for():
     assert progress_text(Progress("a", "s1_x", "k", "waiting", "process 7 is making it")) == "process 7 is making it"
 
@@ -77,6 +112,6 @@ def test_durations_are_said_as_people_say_them(seconds: float, text: str):
 def test_titles_and_main_numbers():
     assert (stage_title("s4_pretraining"), stage_title("loop_a")) == ("4 pretraining", "loop a")
     assert (
-        main_numbers({"loss": 3.21987, "sources": {}, "decision": "release", "ok": True})
+        main_numbers({"loss": 3.21987, "sources": {}, "digest": "a" * 32, "decision": "release", "ok": True})
         == "loss 3.22, decision release"
     )

@@ -1,6 +1,6 @@
 """Steps read artifacts and write one; an artifact exists whole or not at all, and its key says what made it."""
 
-from noria.artifacts.errors import Damaged, Interrupted, StepFailed, StoreError
+from noria.artifacts.errors import Damaged, Interrupted, StepFailed, StoreError, Unknown
 from noria.artifacts.executor import Executor
 from noria.artifacts.identity import Change, Numerics, canonical_json
 from noria.artifacts.manifest import Manifest
@@ -25,6 +25,7 @@ __all__ = [
     "StepFailed",
     "Store",
     "StoreError",
+    "Unknown",
     "canonical_json",
     "why",
 ]

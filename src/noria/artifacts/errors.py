@@ -24,6 +24,11 @@ class StoreError(Exception):
     """Something is wrong with the store or with what a step asks of it. Nothing that was published is lost."""
 
 
+class Unknown(StoreError):
+    """A name that means nothing here: of an artifact, alias, step, source, user, run or model. The message says what
+    there is."""
+
+
 class Damaged(StoreError):
     """An artifact is not what was published: a file changed or is missing, or its manifest can't be read."""
 

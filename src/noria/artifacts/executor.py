@@ -19,7 +19,7 @@ from noria.artifacts.locks import Busy, hold
 from noria.artifacts.manifest import Manifest, environment, plain_metrics
 from noria.artifacts.plan import Plan, PlannedStep, Planner
 from noria.artifacts.progress import Meter, Progress, Status
-from noria.artifacts.runs import RunDatabase
+from noria.artifacts.runs import PARTIAL, RunDatabase
 from noria.artifacts.step import Step, StepContext
 from noria.artifacts.store import Artifact, Store
 from noria.artifacts.work import Work
@@ -55,8 +55,11 @@ class Executor:
         _check_names(steps)
         return Planner(self.store, self.run_name).plan(steps)
 
-    def run(self, steps: Sequence[Step], recipe: Mapping[str, Any] | None = None) -> dict[str, Artifact]:
-        """The artifact of each step by its name. `recipe` is recorded with the run.
+    def run(
+        self, steps: Sequence[Step], recipe: Mapping[str, Any] | None = None, *, whole: bool = True
+    ) -> dict[str, Artifact]:
+        """The artifact of each step by its name. `recipe` is recorded with the run, and that `steps` are not all of its
+        steps where `whole` is false: the last whole run is what gc keeps.
 
         Raises Interrupted on Ctrl-C, StepFailed when a step raises, StoreError when the store can't be used. Whatever
         was finished stays published and whatever was half-done is kept, so the same call goes on from there.
@@ -67,6 +70,8 @@ class Executor:
         with self.store.in_use(), _alive(self.store):
             plan = self._accept(self.plan(steps))
             number = runs.start_run(self.run_name, recipe or {})
+            if not whole:
+                runs.event(number, "", PARTIAL, f"only {', '.join(step.name for step in steps)}")
             made: dict[str, Artifact] = {}
             status = "failed"
             try:

@@ -11,34 +11,41 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from noria.artifacts.aliases import AliasMove, append_line, now, read_lines
-from noria.artifacts.errors import StoreError
+from noria.artifacts.errors import StoreError, Unknown
 from noria.artifacts.manifest import Manifest
 from noria.artifacts.store import Store
 
 TRAFFIC = "traffic"
 SOURCES = "sources.json"
+QUOTED_CHARACTERS = 500
+_ORIGIN_COLUMNS = ["id", "licence", "origin"]
 Graph = Mapping[str, Manifest]
 What = Literal["source", "user"]
 
 
 @dataclass(frozen=True)
 class Ancestor:
-    """An artifact on the way down; `role` is what it was to the one above, at `depth` steps below the start."""
+    """An artifact on the way down: what it was (`role`) to the nearest one made from it (`parent`, a key), and how many
+    steps below the start it lies."""
 
     manifest: Manifest
     role: str
     depth: int
+    parent: str = ""
 
 
 @dataclass(frozen=True)
 class RawRecords:
-    """The documents of one source that an artifact took from one raw file: how many, and where in the file they lie."""
+    """The documents of one source that an artifact took from one raw file: how many, and where in the file they lie.
+    `raw` is the artifact that has the file, empty if none in the store has."""
 
     artifact: str
+    raw: str
     source: str
     file: str
     documents: int
@@ -48,15 +55,18 @@ class RawRecords:
 
 @dataclass(frozen=True)
 class OriginRow:
-    """Where one document lies: raw file, record offset and length in bytes, and the artifact that says so."""
+    """Where one document lies: raw file, record offset and length in bytes, the artifact that says so, and the one
+    (`raw`) that has the file. `text` is the start of the document where it was asked for."""
 
     artifact: str
+    raw: str
     document: str
     source: str
     licence: str
     file: str
     offset: int
     length: int
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ def upstream(store: Store, key: str) -> list[Ancestor]:
     """`key` and all it was made from, each once, nearest first."""
     graph = _graph(store)
     if key not in graph:
-        raise StoreError(f"there is no artifact {key} in {store.root}")
+        raise Unknown(f"there is no artifact {key} in {store.root}")
     found, waiting, seen = [], [Ancestor(graph[key], "", 0)], {key}
     while waiting:
         node = waiting.pop(0)
@@ -90,7 +100,7 @@ def upstream(store: Store, key: str) -> list[Ancestor]:
         for role, other in sorted(node.manifest.inputs.items()):
             if other in graph and other not in seen:
                 seen.add(other)
-                waiting.append(Ancestor(graph[other], role, node.depth + 1))
+                waiting.append(Ancestor(graph[other], role, node.depth + 1, node.manifest.key))
     return found
 
 
@@ -110,6 +120,7 @@ def raw_records(store: Store, key: str) -> list[RawRecords]:
     import pyarrow.compute as compute
     import pyarrow.parquet as parquet
 
+    graph = _graph(store)
     found = []
     for node in upstream(store, key):
         for source, path in _document_files(store, node.manifest):
@@ -121,39 +132,80 @@ def raw_records(store: Store, key: str) -> list[RawRecords]:
             )
             for row in sorted(grouped.to_pylist(), key=lambda row: row["file"]):
                 place = (row["file"], row["offset_count"], row["offset_min"], row["offset_max"])
-                found.append(RawRecords(node.manifest.key, source, *place))
+                raw = _where_it_lies(graph, node.manifest, row["file"])
+                found.append(RawRecords(node.manifest.key, raw, source, *place))
     return found
 
 
-def origins(store: Store, key: str, *, document: str = "", source: str = "", limit: int = 100) -> list[OriginRow]:
-    """The origin rows of a document id or of a source (or of all, if neither), among what `key` was made from.
+def origins(store: Store, key: str, *, source: str = "", limit: int = 100) -> list[OriginRow]:
+    """Origin rows of a source, or of all by turns (so that the first few are of different sources), among what `key`
+    was made from.
 
     Of several artifacts that hold a document, the most upstream one is quoted: the nearest to the raw file.
     """
     import pyarrow.parquet as parquet
 
-    filters = [("id", "=", document)] if document else None
+    graph = _graph(store)
+    found: dict[str, dict[str, OriginRow]] = {}  # source -> document -> row
+    for node in reversed(upstream(store, key)):
+        for name, path in _document_files(store, node.manifest):
+            rows = found.setdefault(name, {}) if source in ("", name) else {}
+            if source in ("", name) and len(rows) < limit:
+                for row in parquet.read_table(path, columns=_ORIGIN_COLUMNS).slice(0, limit).to_pylist():
+                    rows.setdefault(row["id"], _origin(graph, node.manifest, name, row))
+    by_turns = zip_longest(*(rows.values() for rows in found.values()))
+    return [row for turn in by_turns for row in turn if row is not None][:limit]
+
+
+def quote(store: Store, key: str, document: str) -> OriginRow:
+    """The origin of the document with this id, or the only one whose id starts so, and the start of its text.
+
+    Raises Unknown where no document, or several, among what `key` was made from fit.
+    """
+    import pyarrow.compute as compute
+    import pyarrow.parquet as parquet
+
+    graph = _graph(store)
+    fits = compute.starts_with(compute.field("id"), pattern=document)
     found: dict[str, OriginRow] = {}
     for node in reversed(upstream(store, key)):
         for name, path in _document_files(store, node.manifest):
-            if source and name != source:
-                continue
-            table = parquet.read_table(path, columns=["id", "licence", "origin"], filters=filters)
-            for row in table.slice(0, limit).to_pylist():
-                place = row["origin"]
-                origin = OriginRow(
-                    node.manifest.key, row["id"], name, row["licence"], place["file"], place["offset"], place["length"]
-                )
-                found.setdefault(row["id"], origin)
-                if len(found) >= limit:
-                    return list(found.values())
-    return list(found.values())
+            for row in parquet.read_table(path, columns=[*_ORIGIN_COLUMNS, "text"], filters=fits).to_pylist():
+                found.setdefault(row["id"], _origin(graph, node.manifest, name, row))
+    if document in found:
+        return found[document]
+    if not found:
+        raise Unknown(f"no document {document!r} is among what {graph[key].step} {key} was made from")
+    if len(found) > 1:
+        some = ", ".join(sorted(found)[:5])
+        raise Unknown(f"{document} fits {len(found)} documents, e.g. {some}. Give more characters of the id")
+    return next(iter(found.values()))
+
+
+def _origin(graph: Graph, holder: Manifest, source: str, row: Mapping[str, Any]) -> OriginRow:
+    place = row["origin"]
+    raw = _where_it_lies(graph, holder, place["file"])
+    text = (row.get("text") or "")[:QUOTED_CHARACTERS]
+    where = (place["file"], place["offset"], place["length"])
+    return OriginRow(holder.key, raw, row["id"], source, row["licence"], *where, text)
+
+
+def _where_it_lies(graph: Graph, holder: Manifest, file: str) -> str:
+    """The key of the artifact, `holder` or the nearest above it, that has this file; empty if none has."""
+    waiting, seen = [holder], {holder.key}
+    for manifest in waiting:  # grows while it is walked
+        if file in manifest.files:
+            return manifest.key
+        above = [graph[key] for _, key in sorted(manifest.inputs.items()) if key in graph and key not in seen]
+        seen |= {other.key for other in above}
+        waiting += above
+    return ""
 
 
 def downstream(store: Store, name: str, what: What = "source") -> Reached:
     """Everything that saw a source or user, and every release (present or past) among it.
 
-    Raises StoreError, with the names that there are, for one that no artifact holds.
+    Raises Unknown, with the names that there are, for one that no artifact holds.
     """
     graph = _graph(store)
     holds = (
@@ -165,7 +217,7 @@ def downstream(store: Store, name: str, what: What = "source") -> Reached:
     if not affected:
         known = sorted({source for manifest in graph.values() for source in _sources(store, manifest)})
         hint = f" Sources here: {', '.join(known) or 'none'}" if what == "source" else ""
-        raise StoreError(f"no artifact in {store.root} holds the {what} {name!r}.{hint}")
+        raise Unknown(f"no artifact in {store.root} holds the {what} {name!r}.{hint}")
     keys = {manifest.key for manifest in affected}
     return Reached(tuple(affected), tuple(move for move in store.aliases.all_moves() if move.key in keys))
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from noria.artifacts.aliases import AliasMove
 from noria.artifacts.errors import Damaged
-from noria.artifacts.identity import Change, changes
+from noria.artifacts.identity import ABSENT, Change, changes
 from noria.artifacts.lineage import Mark, marks_of
 from noria.artifacts.manifest import Manifest
 from noria.artifacts.step import Step
@@ -114,16 +115,38 @@ class Planner:
         if not found:
             return "made before, no longer in the store"
         said, above = [], []
+        digested: dict[str, list[str]] = {}
         for change in found:
             upstream = step.inputs.get(change.path.removeprefix("inputs.")) if "inputs." in change.path else None
             if isinstance(upstream, Step):
                 above.append(upstream.name)  # its own line says why; the keys would only hide that
+            elif names := _digested(change):
+                parent, listed = names
+                digested.setdefault(parent, []).extend(listed)
             else:
                 said.append(str(change))
+        said += [f"{parent}: {', '.join(names)} changed" for parent, names in digested.items()]
         if above:
             more = f" and {len(above) - 2} more" if len(above) > 3 else ""
             said.append(f"new {', '.join(above[:2] if more else above)}{more}")
         return "; ".join(said)
+
+
+def _digested(change: Change) -> tuple[str, list[str]] | None:
+    """(field, names in it that changed) where the values are digests, e.g. of graders: to read them tells nothing."""
+    values = [value for value in (change.old, change.new) if value is not ABSENT and value is not None]
+    if not values:
+        return None
+    if all(_is_digest(value) for value in values):
+        parent, _, name = change.path.rpartition(".")
+        return parent, [name]
+    if all(isinstance(value, Mapping) and value and all(map(_is_digest, value.values())) for value in values):
+        return change.path, sorted({name for value in values for name in value})
+    return None
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{16,64}", value) is not None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ MIGRATIONS: tuple[str, ...] = (
     """,
 )
 SCHEMA = len(MIGRATIONS)
+PARTIAL = "partial"  # the kind of event that says that a run was asked for some steps of its recipe only
+
+
+Values = tuple[Any, ...] | dict[str, Any]
 
 
 class RunDatabase:
@@ -139,10 +143,25 @@ class RunDatabase:
         rows = self._rows(sql, (run_name, step_name))
         return rows[0]["key"] if rows else None
 
-    def keys_needed(self) -> set[str]:
-        """Keys of the last run of each name: what a rerun of those recipes would reuse or resume."""
-        sql = "SELECT key FROM steps WHERE run IN (SELECT MAX(run) FROM runs GROUP BY name)"
-        return {row["key"] for row in self._rows(sql)}
+    def keys_needed(self) -> dict[str, str]:
+        """Key -> name of the run that needs it: what a rerun of those recipes would reuse or resume.
+
+        Of each name that is the last run, however it ended, the last one that finished all steps of its recipe, and
+        what each step made last since then: neither a run of one stage nor one that failed over a mistyped setting
+        takes anything away from the recipe's next run.
+        """
+        sql = """
+            WITH whole AS (
+                SELECT name, MAX(run) AS run FROM runs
+                WHERE status = 'made' AND run NOT IN (SELECT run FROM events WHERE kind = :partial) GROUP BY name),
+            since AS (
+                SELECT MAX(steps.run) AS run, step_name FROM steps JOIN runs USING (run) LEFT JOIN whole USING (name)
+                WHERE steps.status IN ('made', 'reused') AND steps.run > COALESCE(whole.run, 0)
+                GROUP BY name, step_name)
+            SELECT name, key FROM steps JOIN runs USING (run)
+            WHERE run IN (SELECT MAX(run) FROM runs GROUP BY name) OR run IN (SELECT run FROM whole)
+                OR (run, step_name) IN (SELECT run, step_name FROM since)"""
+        return {row["key"]: row["name"] for row in self._rows(sql, {"partial": PARTIAL})}
 
     def mark_killed(self, run: int) -> None:
         """Record that a run ended without saying so."""
@@ -155,9 +174,10 @@ class RunDatabase:
     def _migrate(self) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = NORMAL")  # survives kill -9; a power cut may lose the last rows
+        if self._schema() == SCHEMA:
+            return  # to look at a store writes nothing
         self._connection.execute("BEGIN IMMEDIATE")  # two first runs must not both create the tables
-        with closing(self._connection.execute("PRAGMA user_version")) as cursor:
-            schema = cursor.fetchone()[0]
+        schema = self._schema()
         if schema > SCHEMA:
             self._connection.execute("ROLLBACK")
             raise StoreError(
@@ -170,13 +190,17 @@ class RunDatabase:
         self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
         self._connection.execute("COMMIT")
 
-    def _rows(self, sql: str, values: Iterable[Any] = ()) -> list[dict[str, Any]]:
+    def _schema(self) -> int:
+        with closing(self._connection.execute("PRAGMA user_version")) as cursor:
+            return cursor.fetchone()[0]
+
+    def _rows(self, sql: str, values: Values = ()) -> list[dict[str, Any]]:
         return [dict(row) for row in self._query(sql, values)]
 
-    def _query(self, sql: str, values: Iterable[Any] = ()) -> list[sqlite3.Row]:
+    def _query(self, sql: str, values: Values = ()) -> list[sqlite3.Row]:
         with self._lock:
             try:
-                return self._connection.execute(sql, tuple(values)).fetchall()
+                return self._connection.execute(sql, values).fetchall()
             except sqlite3.Error as error:
                 raise self._explained(error) from error
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from noria.artifacts.aliases import Aliases, now
-from noria.artifacts.errors import Damaged, StoreError, explained
+from noria.artifacts.errors import Damaged, StoreError, Unknown, explained
 from noria.artifacts.files import remove_tree, write_atomic
 from noria.artifacts.identity import canonical, content_key, file_hash
 from noria.artifacts.locks import hold
@@ -114,14 +114,16 @@ class Store:
         if re.fullmatch(r"[0-9a-f]{6,32}", reference):
             found = [key for key in keys if key.startswith(reference)]
             if len(found) > 1:
-                raise StoreError(f"{reference} fits {len(found)} artifacts: {', '.join(found)}. Give more digits")
+                raise Unknown(f"{reference} fits {len(found)} artifacts: {', '.join(found)}. Give more digits")
             if found:
                 return found[0]
         made = [manifest for manifest in self.manifests()[0].values() if manifest.step == reference]
         if made:
             return max(made, key=lambda manifest: manifest.created).key
+        if not self.exists():
+            raise Unknown(f"{reference!r} can't be looked up: there is no store at {self.root}")
         known = ", ".join(self.aliases.names()) or "none"
-        raise StoreError(f"{reference!r} is no artifact, alias or step in {self.root}. Aliases here: {known}")
+        raise Unknown(f"{reference!r} is no artifact, alias or step in {self.root}. Aliases here: {known}")
 
     def keys(self) -> list[str]:
         if not self.artifacts.is_dir():
@@ -234,7 +236,7 @@ class Store:
 
     def _require(self, key: str) -> None:
         if not (self.artifacts / key).is_dir():
-            raise StoreError(f"there is no artifact {key} in {self.root}")
+            raise Unknown(f"there is no artifact {key} in {self.root}")
 
     def _check_layout(self) -> None:
         marker = self.root / "store.json"

@@ -7,6 +7,7 @@ step, tests).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import socket
 import threading
@@ -126,9 +127,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise AddressInUse(
-            f"cannot listen at {host}:{port}: {error.strerror or error}; choose another --port"
-        ) from error
+        port_is_wrong = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        advice = "choose another --port" if port_is_wrong else "give --host an address of this machine"
+        raise AddressInUse(f"cannot listen at {host}:{port}: {error.strerror or error}; {advice}") from error
     listener.listen(128)
     return listener
 

@@ -15,7 +15,9 @@ Users are stored as digests, which is enough for per-user caps and for deletion 
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ SCHEMA_VERSION = 1
 CONSENT_TIERS = ("none", "store", "train")
 SIGNALS = ("thumbs_up", "thumbs_down", "thumbs_cleared", "regenerated", "stopped", "accepted", "abandoned")
 PURGE_EVERY_REPLIES = 256
+_OF_USER = "user IN (?, ?)"
 
 Redactor = Callable[[str], tuple[str, Mapping[str, int]]]
 
@@ -165,10 +168,11 @@ class TrafficLog:
         return bool(known)
 
     def delete_user(self, user: str) -> int:
-        """Deletes all rows of `user` (as named in requests), overwriting their bytes; returns how many requests."""
+        """Deletes all rows of `user` (as named in requests, or the digest of that), overwriting their bytes; returns
+        how many requests."""
         with self._lock:
             with _transaction(self._db):
-                count = self._db.execute("DELETE FROM requests WHERE user=?", (user_digest(user),)).rowcount
+                count = self._db.execute(f"DELETE FROM requests WHERE {_OF_USER}", _of_user(user)).rowcount
             self._shrink()
         return count
 
@@ -228,6 +232,32 @@ class _transaction:
 def user_digest(user: str) -> str:
     """How `user` is spelled in the log; an anonymous user (empty name) stays empty."""
     return digest("traffic user", user) if user else ""
+
+
+def _of_user(user: str) -> tuple[str, str]:
+    return user, user_digest(user)
+
+
+def requests_of_user(path: Path, user: str) -> int:
+    """How many requests of `user` (as named in them, or its digest) a log holds. Raises TrafficError for no log."""
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            return db.execute(f"SELECT COUNT(*) FROM requests WHERE {_OF_USER}", _of_user(user)).fetchone()[0]
+        finally:
+            db.close()
+    except sqlite3.DatabaseError as error:
+        raise TrafficError(f"{path}: not a traffic log ({error})") from error
+
+
+def forget_user(path: Path, user: str) -> int:
+    """Deletes what a log holds of `user`, as `TrafficLog.delete_user` does, and nothing else, however old it is."""
+    everything = Retention(days=math.inf, max_bytes=sys.maxsize)
+    log = TrafficLog(path, policy="", redact=lambda text: (text, {}), retention=everything)
+    try:
+        return log.delete_user(user)
+    finally:
+        log.close()
 
 
 def _rows(

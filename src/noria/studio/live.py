@@ -11,6 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from noria.studio.tables import Items, is_wide
+from noria.studio.tables import table as new_table
+
 if TYPE_CHECKING:
     from noria.artifacts import Artifact, Progress, Step
 
@@ -92,10 +95,11 @@ class LiveRun:
         return line
 
     def table(self, made: Mapping[str, Artifact]) -> Table:
-        """Every step of the run in order: what was done, how long it took, the key, the main numbers."""
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("stage", "step", "", "time", "key", "result"):
-            table.add_column(name, overflow="fold" if name == "result" else "ellipsis", no_wrap=name != "result")
+        """Every step of the run in order: what was done, how long it took, the main numbers; the stage and the key
+        where there is room."""
+        wide = is_wide(self.console)
+        columns = ("stage", "step", "", "time", "key", "result") if wide else ("step", "", "time", "result")
+        table = new_table(*columns, whole=columns[:-1])
         shown = ""
         for name in self.order:
             progress = self.progress.get(name)
@@ -103,14 +107,13 @@ class LiveRun:
                 continue
             title = stage_title(progress.stage)
             metrics = made[name].metrics if name in made else {}
-            table.add_row(
-                title if title != shown else "",
-                name,
-                Text(progress.status, STYLES.get(progress.status, "")),
-                duration(progress.seconds) if progress.status != "reused" else "",
-                progress.key[:8],
-                Text(main_numbers(metrics), "dim"),
-            )
+            status = Text(progress.status, STYLES.get(progress.status, ""))
+            spent = duration(progress.seconds) if progress.status != "reused" else ""
+            result = Items(main_numbers(metrics, 4 if wide else 2).split(", "), style="dim")
+            if wide:
+                table.add_row(title if title != shown else "", name, status, spent, progress.key[:8], result)
+            else:
+                table.add_row(name, status, spent, result)
             shown = title
         return table
 
@@ -141,10 +144,12 @@ def stage_title(stage: str) -> str:
 
 
 def main_numbers(metrics: Mapping[str, Any], most: int = 4) -> str:
-    """The first few plain numbers and words of an artifact's metrics."""
+    """The first few plain numbers and words of an artifact's metrics; digests are for machines."""
     found = []
     for name, value in metrics.items():
         if isinstance(value, bool) or not isinstance(value, int | float | str):
+            continue
+        if isinstance(value, str) and re.fullmatch("[0-9a-f]{16,64}", value):
             continue
         found.append(f"{name} {value if isinstance(value, str) else number(value)}")
     return ", ".join(found[:most])

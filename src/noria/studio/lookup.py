@@ -5,16 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from noria.artifacts import Manifest, Step, Store, StoreError
-from noria.artifacts.lineage import closure
+from noria.artifacts import Manifest, Step, Store, StoreError, Unknown
+from noria.artifacts.aliases import AliasMove
+from noria.artifacts.lineage import Reached, closure, downstream, forget
 from noria.recipe import Recipe
 from noria.studio.live import stage_word
-
-
-class NotFound(ValueError):
-    """A name that means nothing here; the message lists what there is."""
 
 
 def run_name(recipe: Recipe, turn: int) -> str:
@@ -35,7 +33,7 @@ def select(steps: Sequence[Step], only: str | None, start: str | None) -> list[S
         wanted = _named(steps, only)
         chosen = [step for step in chosen if step in wanted]
         if not chosen:
-            raise NotFound(f"--only {only} and --from {start} leave no step")
+            raise Unknown(f"--only {only} and --from {start} leave no step")
     return chosen
 
 
@@ -46,7 +44,7 @@ def _named(steps: Sequence[Step], name: str) -> list[Step]:
         names = [*sorted(stages), *(step.name for step in steps)]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise NotFound(f"no stage or step is named {name!r}.{hint} Stages: {', '.join(stages)}")
+        raise Unknown(f"no stage or step is named {name!r}.{hint} Stages: {', '.join(stages)}")
     return found
 
 
@@ -70,7 +68,7 @@ def model_folder(reference: str, store: Store) -> Path:
     else:
         folder = Path(reference)
     if not (folder / "config.json").is_file():
-        raise NotFound(f"{reference} is no model: {folder} has no config.json")
+        raise Unknown(f"{reference} is no model: {folder} has no config.json")
     return folder
 
 
@@ -79,6 +77,49 @@ def logged_user(user: str) -> str:
     from noria.deployment.traffic import user_digest
 
     return user if re.fullmatch("[0-9a-f]{32}", user) else user_digest(user)
+
+
+def reached_by_user(store: Store, name: str) -> Reached:
+    """What a user's traffic reached. Raises Unknown, with the name as it was given, where no artifact holds it."""
+    try:
+        return downstream(store, logged_user(name), "user")
+    except Unknown:
+        raise Unknown(f"no artifact in {store.root} holds the user {name!r}") from None
+
+
+@dataclass(frozen=True)
+class ForgottenUser:
+    """What became of a user: the artifacts and releases that were marked, and the requests in the traffic log."""
+
+    name: str
+    artifacts: tuple[Manifest, ...]
+    releases: tuple[AliasMove, ...]
+    log: str
+    requests: int
+    deleted: bool
+
+
+def forget_user(store: Store, name: str, reason: str, log: Path, delete_rows: bool) -> ForgottenUser:
+    """Mark what was made from a user's traffic, and count or delete the user's requests in the log.
+
+    Raises Unknown where neither knows the user.
+    """
+    from noria.deployment.traffic import forget_user, requests_of_user
+
+    if not name:
+        raise Unknown("a user without a name is every anonymous one; give a name, or a digest from the log")
+    requests = requests_of_user(log, name) if log.is_file() else 0
+    try:
+        reached = reached_by_user(store, name)
+        forget(store, "user", logged_user(name), reason)
+    except Unknown as error:
+        if not requests:
+            beside = f"; nor does {log}" if log.is_file() else f", and there is no traffic log {log}"
+            raise Unknown(f"{error}{beside}") from None
+        reached = Reached((), ())
+    if delete_rows and requests:
+        requests = forget_user(log, name)
+    return ForgottenUser(name, reached.artifacts, reached.releases, str(log), requests, delete_rows and requests > 0)
 
 
 def is_artifact(store: Store, reference: str) -> bool:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+PIPED_COLUMNS = 160
+
 
 def console() -> Console:
     """Standard output, with colour where it is a terminal. Rich is loaded here: `--json` does without."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    # Rich takes 80 columns where it can't ask; a file or pipe has no edge to keep to. COLUMNS, if set, is kept to.
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if known else PIPED_COLUMNS)
 
 
 def print_json(value: Any) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from noria.artifacts import Artifact, Manifest, Store, StoreError
+from noria.artifacts import Artifact, Manifest, Store, Unknown
 
 FINISHED = ("made", "reused")
 _TURN = re.compile(r"(?P<base>.+)\.turn(?P<turn>\d+)")
@@ -90,13 +90,13 @@ class Run:
 
 
 def find_run(store: Store, name: str | None) -> Run:
-    """The run of that name, or the latest. Raises StoreError where there is none."""
+    """The run of that name, or the latest. Raises Unknown where there is none."""
     runs = store.runs.runs() if store.exists() else []
     names = list(dict.fromkeys(run["name"] for run in reversed(runs)))
     if not names:
-        raise StoreError(f"there is no run in {store.root} yet: `noria run recipes/nano.toml` makes one")
+        raise Unknown(f"there is no run in {store.root} yet: `noria run recipes/nano.toml` makes one")
     if name is not None and name not in names:
-        raise StoreError(f"no run is named {name!r} in {store.root}; there are: {', '.join(names)}")
+        raise Unknown(f"no run is named {name!r} in {store.root}; there are: {', '.join(names)}")
     chosen = name or names[0]
     own = [run for run in runs if run["name"] == chosen]
     return Run(store, chosen, _consistent(store, own), own[-1], len(own))

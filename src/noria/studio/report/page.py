@@ -33,9 +33,9 @@ RL_CHARTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 
 def write(store: Store, run_name: str | None, path: Path) -> Path:
     """Write the report of a run (the latest if None) and return where it is."""
-    path = path.absolute()
+    path, text = path.absolute(), render(data(store, run_name))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, render(data(store, run_name)))
+    write_atomic(path, text)
     return path
 
 
