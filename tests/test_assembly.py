@@ -41,3 +41,9 @@ def test_the_next_turn_has_an_incumbent_only_where_something_was_released(
     assert ("model_incumbent" in steps["release"].inputs) == incumbent
     assert ("model_incumbent" in steps["candidates"].inputs) == incumbent
     assert ("evaluate_incumbent" in steps) == incumbent
+
+
+def test_what_is_quantised_is_the_chat_model_and_not_the_agent(tmp_path: Path) -> None:
+    store: Any = FinishedTurn(tmp_path)
+    steps = {step.name: step for step in build(load(RECIPE), 1, store)}
+    assert steps["quantised"].input_keys == {"model": steps["alignment_rl"].key}

@@ -72,7 +72,7 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
     student = s8.student(recipe.distillation, "distilled", student_base, teacher_traces, tasks, run.seed, threads)
     control = s8.student(recipe.distillation, "control", student_base, teacher_traces, tasks, run.seed, threads)
 
-    quantised = s9.quantised(recipe.deployment, agent)
+    quantised = s9.quantised(recipe.deployment, aligned)
 
     models = {
         "cold_start": cold_start,
