@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from noria.data.parallel import cores
 from noria.recipe_errors import Problem, RecipeError, explain
 from noria.stages import (
     s1_raw_data,
@@ -86,7 +88,15 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RecipeError with every problem found: file, line, field, what was found, what is allowed, the nearest name.
     """
-    return parse(_with_overrides(_read(Path(path), ()), overrides), Path(path))
+    recipe = parse(_with_overrides(_read(Path(path), ()), overrides), Path(path))
+    if recipe.run.threads > (here := cores()):
+        # No error: threads are part of what identifies a result, and it may have been made on a larger machine.
+        print(
+            f"noria: {path}: run.threads is {recipe.run.threads} and this machine has {here} cores: training will be "
+            f"slower than with {here}",
+            file=sys.stderr,
+        )
+    return recipe
 
 
 def parse(source: _Source, path: Path) -> Recipe:

@@ -121,6 +121,10 @@ class Config(BaseModel):
     def _kinds_exist(cls, value: dict[str, float]) -> dict[str, float]:
         if unknown := sorted(set(value) - set(KINDS)):
             raise ValueError(f"no kind is named {', '.join(unknown)}; there are {', '.join(KINDS)}")
+        if negative := sorted(kind for kind, weight in value.items() if weight < 0):
+            raise ValueError(f"a weight is at least 0; {', '.join(negative)} is below: 0 leaves a kind out")
+        if not any(weight for kind, weight in value.items() if kind != "traffic"):
+            raise ValueError("no kind has a weight above 0 (traffic alone is not enough: the first turn has none)")
         return value
 
 
