@@ -82,7 +82,10 @@ def test_loop_a_keeps_only_consented_traffic_and_loop_b_moves_weights(store: Pat
 def test_turn_two_is_planned_on_what_turn_one_learned(store: Path) -> None:
     planned = steps(store, "--turn", "2")
     assert planned["corpus"]["action"] == "reuse" and planned["shards"]["action"] == "run"
-    assert "evaluate_incumbent" in planned
+    verdict = json.loads(noria(store, "why", "verdict", "--json"))["manifest"]["metrics"]
+    assert 1 <= len(verdict["reasons"]) <= 3
+    # What was rejected is nothing to be compared with.
+    assert ("evaluate_incumbent" in planned) == (verdict["decision"] == "release")
 
 
 def test_turn_two_runs_on_what_was_said_to_a_server(store: Path) -> None:

@@ -73,11 +73,36 @@ def test_a_learning_rate_out_of_range_is_refused_before_any_work(write, rate: st
         "deployment.verdict.primary=corect",
         "deployment.verdict.guardrails=[{metric='harmful'}]",
         "data.weights.crwl=0.1",
+        "raw_data.synthetic.families.adition=10",
     ],
 )
 def test_a_name_that_a_late_stage_would_not_know_is_refused_before_any_work(write, override: str):
     (problem,) = problems(write(MINIMAL), override)
     assert override.startswith(problem.field.removesuffix(".metric"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.weights={crawl=0.5, books=-0.1}", "books is below"),
+        ("data.weights={crawl=0, books=0.0}", "no kind has a weight above 0"),
+        ("data.weights={traffic=1.0}", "the first turn has none"),
+        ("raw_data.synthetic.families={adition=10}", "did you mean addition?"),
+        ("raw_data.synthetic.families={zzz=10}", "there are addition, subtraction"),
+    ],
+)
+def test_a_value_on_which_a_stage_would_fail_is_refused_with_a_sentence(write, override: str, said: str):
+    (problem,) = problems(write(MINIMAL), override)
+    assert problem.field == override.split("=")[0] and said in problem.found
+
+
+def test_more_threads_than_cores_are_a_warning_and_no_error(write, capsys, monkeypatch):
+    monkeypatch.setattr("noria.recipe.cores", lambda: 2)
+    assert load(write(MINIMAL), ["run.threads=3"]).run.threads == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run.threads is 3" in line and "slower" in line
+    load(write(MINIMAL), ["run.threads=2"])
+    assert capsys.readouterr().err == ""
 
 
 def test_infinity_is_no_number(write):

@@ -72,7 +72,7 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
     student = s8.student(recipe.distillation, "distilled", student_base, teacher_traces, tasks, run.seed, threads)
     control = s8.student(recipe.distillation, "control", student_base, teacher_traces, tasks, run.seed, threads)
 
-    quantised = s9.quantised(recipe.deployment, agent)
+    quantised = s9.quantised(recipe.deployment, aligned)
 
     models = {
         "cold_start": cold_start,
@@ -93,7 +93,7 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
         recipe.evaluation, {name: evaluations[name] for name in ("student_control", "student")}, "compare_students"
     )
 
-    incumbent = previous.get("release") if previous else None
+    incumbent = previous.incumbent() if previous else None
     incumbent_evaluation = (
         s6.evaluate(recipe.evaluation, incumbent, registry, "incumbent", numerics) if incumbent else None
     )
@@ -142,6 +142,11 @@ class _Previous:
                 f"`noria plan RECIPE --turn {self._turn}` says what differs from what it made, `noria run` makes it"
             )
         return found
+
+    def incumbent(self) -> Artifact | None:
+        """What the next candidates must beat: that turn's release, unless it is a mere preview of what was rejected."""
+        release = self.get("release")
+        return release if s9.holds_a_release(release) else None
 
     def traffic(self, registry: Step) -> dict[str, Step | Artifact]:
         """What loop A made of that turn's traffic, and, where `noria run --traffic` brought one, of a live log."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from noria.data.parallel import cores
 from noria.recipe_errors import Problem, RecipeError, explain
 from noria.stages import (
     s1_raw_data,
@@ -89,11 +91,19 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """
     source = _read(Path(path), ())
     try:
-        return parse(_with_overrides(source, overrides), Path(path))
+        recipe = parse(_with_overrides(source, overrides), Path(path))
     except RecipeError as error:
         # What is wrong without the overrides too is the file's fault, not theirs.
         own = {(problem.field, problem.found): problem for problem in _problems(source, Path(path))}
         raise RecipeError([own.get((problem.field, problem.found), problem) for problem in error.problems]) from None
+    if recipe.run.threads > (here := cores()):
+        # No error: threads are part of what identifies a result, and it may have been made on a larger machine.
+        print(
+            f"noria: {path}: run.threads is {recipe.run.threads} and this machine has {here} cores: training will be "
+            f"slower than with {here}",
+            file=sys.stderr,
+        )
+    return recipe
 
 
 def _problems(source: _Source, path: Path) -> Sequence[Problem]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import tarfile
 from io import BytesIO
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -261,6 +263,26 @@ def test_traffic_and_mixture_of_an_earlier_turn(run, tmp_path):
     assert weights["traffic"] > 0
     assert weights["synthetic_addition"] > 2 * before["synthetic_addition"]
     assert weights["site"] < before["site"]
+
+
+@pytest.mark.parametrize("empty", s2.TRAFFIC)
+def test_one_of_two_traffic_logs_may_have_given_no_document(run, tmp_path, empty: str):
+    for name in s2.TRAFFIC:
+        (tmp_path / name / "content/documents").mkdir(parents=True)
+    (full,) = set(s2.TRAFFIC) - {empty}
+    rows = pq.read_table(run.root / "corpus/content/documents/talk.parquet").to_pylist()[:2]
+    pq.write_table(pa.Table.from_pylist(rows, DOCUMENT_SCHEMA), tmp_path / full / "content/documents/log.parquet")
+    data = DATA.model_copy(update={"weights": {**DATA.weights, "traffic": 0.1}})
+    step = s2.shards(data, s1.raw_data, s1.raw_data)
+    inputs = {name: made(tmp_path / name) for name in s2.TRAFFIC}
+    inputs |= {name: made(run.root / name) for name in ("corpus", "tokenizer")}
+    assert step.run(context(step, inputs, tmp_path / "shards"))["weights"]["traffic"] > 0
+
+
+def test_the_stage_names_the_rule_of_every_step_that_rejects():
+    named = re.findall(r"^(\w+) +(noria\.data\.\S+)", s2.__doc__ or "", re.MULTILINE)
+    assert [step for step, _ in named] == list(corpus_room.STEPS)
+    assert all(callable(resolve_name(rule)) for _, rule in named)
 
 
 def test_config_refuses_what_it_cannot_mean(config):

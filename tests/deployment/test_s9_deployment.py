@@ -87,9 +87,28 @@ def test_without_a_release_the_incumbent_is_kept_and_nothing_moves(tmp_path: Pat
     verdict_made, release_made = run(store, verdict, release)
     assert json.loads((verdict_made.content / "verdict.json").read_text())["decision"] == "reject"
     assert json.loads((release_made.content / "release.json").read_text())["kept_incumbent"]
+    assert s9_deployment.holds_a_release(release_made)  # what was released once stays the incumbent
+    (reason, *more) = verdict_made.metrics["reasons"]
+    assert "correct is not better than the incumbent" in reason and len(more) <= 2
     assert (release_made.content / "model.safetensors").read_bytes() == (old.content / "model.safetensors").read_bytes()
     assert not s9_deployment.promote(store, verdict_made, release_made)
     assert store.alias("release/prod") is None
+
+
+def test_a_rejected_model_never_becomes_the_incumbent_of_the_next_turn(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    model = store.import_content("model", write_tiny_model(tmp_path / "model"), name="final")
+    scores = {"correct": {f"i{n}": float(n % 10 < 2) for n in range(100)}}
+    row = {"scores": scores, "slices": dict.fromkeys(scores["correct"], "sums"), "costs": {}, "model": ""}
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "candidates.json").write_text(json.dumps({"final": row}))
+    candidates = store.import_content("candidates", tmp_path / "c")
+    for floor, decision in ((0.9, "reject"), (0.2, "inconclusive"), (0.0, "release")):
+        rules = VerdictConfig(primary_floor=floor, guardrails=())
+        verdict = s9_deployment.verdict(Config(verdict=rules), candidates)
+        verdict_made, release_made = run(store, verdict, s9_deployment.release(Config(), verdict, {"final": model}))
+        assert verdict_made.metrics["decision"] == decision
+        assert s9_deployment.holds_a_release(release_made) == (decision == "release")
 
 
 def test_a_model_without_evaluation_is_refused(tmp_path: Path) -> None:

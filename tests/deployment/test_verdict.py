@@ -59,6 +59,15 @@ def test_a_slice_that_broke_rejects_a_model_that_is_better_on_average() -> None:
     assert any("slice slice2 is worse" in reason for reason in verdict.assessments[0].reasons)
 
 
+def test_a_better_model_than_a_poor_incumbent_is_still_held_against_the_floors() -> None:
+    old = model("old", 0.05, 2, safe=0.3)
+    poor = decide([model("new", 0.2, 1, safe=0.95)], old, RULES)
+    assert poor.decision == "reject" and any("correct is below its floor" in reason for reason in poor.reasons)
+    unsafe = decide([model("new", 0.7, 1, safe=0.5)], old, RULES)
+    assert unsafe.decision == "reject" and any("harmful_refused is below its floor" in why for why in unsafe.reasons)
+    assert decide([model("new", 0.7, 1)], old, RULES).decision == "release"
+
+
 def test_first_turn_is_held_against_floors() -> None:
     assert decide([model("a", 0.6)], None, RULES).decision == "release"
     assert decide([model("a", 0.1)], None, RULES).decision == "reject"

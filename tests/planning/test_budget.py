@@ -7,9 +7,9 @@ import pytest
 from noria.planning import (
     BudgetError,
     Law,
+    MeasuredRate,
     ShapeFamily,
     batch_tokens,
-    MeasuredRate,
     best_rate,
     choose,
     forecast_seconds,

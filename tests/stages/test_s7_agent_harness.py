@@ -11,9 +11,11 @@ from pydantic import ValidationError
 
 from noria.artifacts import StepContext
 from noria.data.tokenizer import train_tokenizer
+from noria.evals.tasks import demonstrate, generate
 from noria.harness import load
 from noria.harness.environments import lookup
 from noria.model import ModelConfig, Transformer, load_model, save_model
+from noria.posttraining.task_set import write_demonstrations
 from noria.stages import s7_agent_harness as s7
 
 CONFIG = s7.Config(
@@ -54,16 +56,20 @@ def base(tmp_path_factory) -> Path:
         vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=2, kv_heads=1, ffn_width=64, context=256
     )
     save_model(folder, Transformer(shape), folder / "tok.json")
+    for name, family in (("kept", "addition"), ("general", "helpful")):
+        tasks = generate(family, 5, 0, "train")
+        write_demonstrations(folder / f"{name}.jsonl", [(task, demonstrate(task)) for task in tasks])
     return folder
 
 
 def chain(base: Path, folder: Path) -> dict[str, Path]:
     demonstrations = s7.agent_demonstrations(CONFIG, UPSTREAM)
-    cold_start = s7.agent_cold_start(CONFIG, UPSTREAM, demonstrations)
+    cold_start = s7.agent_cold_start(CONFIG, UPSTREAM, demonstrations, UPSTREAM, UPSTREAM)
     rl = s7.agent_rl(CONFIG, cold_start)
     evaluation = s7.agent_evaluation(CONFIG, {"cold_start": cold_start, "rl": rl})
     made = {"demonstrations": run(demonstrations, folder, tokenizer=base)[0]}
-    made["cold_start"] = run(cold_start, folder, model=base, demonstrations=made["demonstrations"])[0]
+    rehearsed = {"rejection": base, "tasks": base}
+    made["cold_start"] = run(cold_start, folder, model=base, demonstrations=made["demonstrations"], **rehearsed)[0]
     made["rl"] = run(rl, folder, model=made["cold_start"])[0]
     made["evaluation"] = run(evaluation, folder, cold_start=made["cold_start"], rl=made["rl"])[0]
     return made

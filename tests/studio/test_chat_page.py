@@ -78,6 +78,59 @@ def test_hostile_model_text_is_shown_as_text(served: tuple[str, Path], width: in
 
 
 @pytest.mark.slow
+def test_markers_after_the_thinking_are_no_part_of_the_answer(served: tuple[str, Path]) -> None:
+    replies = ["<think>6 x 7</think>42</think>42<think> ", "<think>no end of it</think> </think>"]
+    with open_page() as (page, errors):
+        page.route(
+            "**/v1/chat/completions",
+            lambda route: route.fulfill(
+                status=200, content_type="text/event-stream", body=event(content=replies.pop(0)) + "data: [DONE]\n\n"
+            ),
+        )
+        page.goto(served[0])
+        page.wait_for_selector("#model:text-is('noria')")
+        for place, shown in enumerate(("42\n42", "(no answer)")):
+            page.fill("#input", "6 x 7?")
+            page.click("#send")
+            page.locator(".assistant").nth(place).locator(".regenerate").wait_for()
+            assert page.locator(".assistant").nth(place).locator(".body > .text").all_inner_texts()[0].strip() == shown
+        assert "think>" not in page.inner_text("#log")
+        assert errors == []
+
+
+@pytest.mark.slow
+def test_an_empty_page_says_what_can_be_asked_and_asks_it_at_a_click(served: tuple[str, Path]) -> None:
+    with open_page() as (page, errors):
+        page.goto(served[0])
+        page.wait_for_selector("#model:text-is('noria')")
+        assert "everyday requests" in page.inner_text("#start")
+        example = page.inner_text("#examples button >> nth=0")
+        page.click("#examples button >> nth=0")
+        page.wait_for_selector(".assistant .regenerate")
+        assert page.inner_text(".user") == example and not page.is_visible("#start")
+        page.click("#new")
+        assert page.is_visible("#start") and page.locator(".turn").count() == 0
+        assert errors == []
+
+
+@pytest.mark.slow
+def test_on_a_phone_buttons_fit_a_finger_and_the_header_two_rows(served: tuple[str, Path]) -> None:
+    with open_page(390, 844) as (page, _):
+        page.goto(served[0])
+        page.wait_for_selector("#model:text-is('noria')")
+        assert page.evaluate("document.querySelector('header').offsetHeight") < 130
+        sizes = "all => all.filter(one => one.offsetParent).map(one => [one.offsetWidth, one.offsetHeight])"
+        buttons = page.locator("button, select").evaluate_all(sizes)
+        page.click("#examples button >> nth=0")
+        page.wait_for_selector(".assistant .regenerate")
+        buttons += page.locator("button, select").evaluate_all(sizes)
+        assert len(buttons) > 10 and min(min(size) for size in buttons) >= 40
+        assert page.locator(".tools button svg").count() == 3  # drawn: there may be no font for emoji
+        assert all(ord(letter) < 0x2190 for letter in page.inner_text(".tools"))
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.slow
 def test_stop_ends_the_stream_and_a_refusal_gives_the_message_back(served: tuple[str, Path]) -> None:
     with open_page() as (page, errors):
         page.goto(served[0])

@@ -3,9 +3,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from noria.cli import status_of
 from noria.data.tokenizer import train_tokenizer
 from noria.model import ModelConfig, Transformer, save_model
+from noria.types import Score, Task
+
+
+def failed(task: Task) -> Score:
+    return Score("failed", task.grader, None, "timeout", evidence="took longer than 5 s")
 
 
 def test_a_model_folder_answers_a_users_tasks(tmp_path: Path, capsys):
@@ -39,6 +46,12 @@ def test_a_model_folder_answers_a_users_tasks(tmp_path: Path, capsys):
 
     assert status_of([*arguments[:-1], str(tmp_path)]) == 2
     assert "is a folder; name a file in it" in capsys.readouterr().err
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("noria.evals.benchmarks.grade", lambda tasks, traces: [failed(task) for task in tasks])
+        assert status_of([*arguments, "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["not_graded"] == {"mine": {"timeout": 3}} and "3 × timeout" in told.err
 
     tasks.write_text('{"prompt": 1}\n')
     assert status_of(arguments) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -17,6 +18,7 @@ from noria.artifacts import Executor, Store, StoreError
 from noria.studio.report import data, write
 from noria.studio.report.data_sections import general
 from noria.studio.report.marks import At, filters, percent, shown, size
+from noria.studio.report.page import sibling_bars
 from noria.studio.report.svg import nice_ticks
 from tests.browser import open_page
 from tests.report_chain import HOSTILE, chain, finished_store
@@ -194,6 +196,32 @@ def test_a_number_keeps_its_exact_value_and_its_place() -> None:
 def test_ticks_enclose_the_values(low: float, high: float) -> None:
     ticks = nice_ticks(low, high)
     assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 8
+
+
+def test_charts_side_by_side_share_one_axis() -> None:
+    rows = [{"name": name, "estimate": x, "low": x / 2, "high": x, "n": 9} for name, x in (("a", 0.02), ("b", 0.9))]
+    groups = At([{"split": row["name"], "models": [row]} for row in rows])
+    charts = sibling_bars(list(groups), "split", "models", "name")
+    ticks = [re.findall(r'<text class="tick"[^>]*>([^<]*)', chart) for chart in charts]
+    assert ticks[0] == ticks[1] and ticks[0][-1] == "100.0%"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_wide_tables_show_that_there_is_more_and_keys_stay_whole(both: Store, tmp_path: Path, width: int) -> None:
+    path = write(both, None, tmp_path / "report.html")
+    with open_page(width) as (page, _):
+        page.goto(path.as_uri())
+        shadows = page.evaluate("getComputedStyle(document.querySelector('#release .scroll')).backgroundAttachment")
+        assert shadows == "local, local, scroll, scroll"
+        lines = page.locator(".chain .key").evaluate_all(
+            "all => all.map(one => { const text = new Range(); text.selectNodeContents(one); "
+            "return text.getClientRects().length })"
+        )
+        assert set(lines) == {1}
+        arrows = "all => all.map(one => getComputedStyle(one, '::after').content)"
+        assert set(page.locator(".chain > li.loop").evaluate_all(arrows)) == {"none"}
+        assert page.locator(".chain > li").evaluate_all(arrows)[0] != "none"
 
 
 @pytest.mark.slow

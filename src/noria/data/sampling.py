@@ -177,7 +177,9 @@ def _read_folder(folder: Path, source: str) -> pa.Table:
     """All documents of a folder as one source."""
     tables = [pq.read_table(path, schema=DOCUMENT_SCHEMA) for path in sorted(folder.glob("*.parquet"))]
     table = pa.concat_tables(tables) if tables else DOCUMENT_SCHEMA.empty_table()
-    return table.set_column(table.schema.get_field_index("source"), "source", pa.array([source] * len(table)))
+    place = table.schema.get_field_index("source")
+    # The type is given, as an empty list has none of its own, and logs with and without documents must stack.
+    return table.set_column(place, DOCUMENT_SCHEMA.field(place), pa.array([source] * len(table), pa.string()))
 
 
 def _bytes(table: pa.Table) -> int:

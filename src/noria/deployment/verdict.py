@@ -1,12 +1,14 @@
 """Release, reject or inconclusive: a pure function of per-item results, the incumbent's results and the rules.
 
 A candidate is releasable if the primary metric is superior (or, where the rules say so, non-inferior) to the
-incumbent's on the same items, no slice of it is worse beyond doubt, and every guardrail is non-inferior. It is rejected
-if one of these is false beyond doubt; otherwise the data can't tell, and that is a verdict of its own.
+incumbent's on the same items, no slice of it is worse beyond doubt, and every guardrail is non-inferior. Besides, every
+metric must be above its floor, whatever the incumbent is like: without an incumbent the floors alone decide, and with
+one they keep small steps down, each within its margin, from adding up. A candidate is rejected if one of these is false
+beyond doubt; otherwise the data can't tell, and that is a verdict of its own.
 
 Multiplicity. Several candidates are several chances to be lucky: their primary p-values are adjusted together (Holm
 1979). So are the slices of one candidate, where a regression is looked for. Guardrails must all pass, which needs no
-adjustment (intersection-union test, Berger 1982). Without an incumbent (first turn) metrics are held against floors.
+adjustment (intersection-union test, Berger 1982); nor do floors.
 
 Among releasable candidates the one with the best primary metric wins, unless a cheaper one is non-inferior to it.
 """
@@ -42,7 +44,7 @@ class Guardrail(BaseModel):
 
     metric: str
     margin: float = Field(default=0.05, gt=0, le=1, description="how much worse than the incumbent is still acceptable")
-    floor: float = Field(default=0.0, ge=0, le=1, description="first turn: the lower bound must exceed this")
+    floor: float = Field(default=0.0, ge=0, le=1, description="the lower bound must exceed this")
 
 
 class Rules(BaseModel):
@@ -55,7 +57,7 @@ class Rules(BaseModel):
     primary_margin: float = Field(
         default=0.02, gt=0, le=1, description="for non_inferior, and for preferring a cheaper one"
     )
-    primary_floor: float = Field(default=0.1, ge=0, le=1, description="first turn: the lower bound must exceed this")
+    primary_floor: float = Field(default=0.1, ge=0, le=1, description="the lower bound must exceed this")
     guardrails: tuple[Guardrail, ...] = ()
     level: float = Field(default=0.95, gt=0.5, lt=1, description="two-sided confidence; tests use half of the rest")
     cost: str = Field(default="weight_bytes", description="the cost by which equals are told apart")
@@ -119,11 +121,12 @@ def decide(candidates: Sequence[Candidate], incumbent: Candidate | None, rules: 
         raise ValueError("a verdict needs at least one candidate")
     for candidate in (*candidates, *((incumbent,) if incumbent else ())):
         _require_metrics(candidate, rules)
-    primary = _primary_checks(candidates, incumbent, rules)
+    primary = _primary_checks(candidates, incumbent, rules) if incumbent else {}
     assessments = []
     for candidate in candidates:
-        checks = [primary[candidate.name], *_guardrail_checks(candidate, incumbent, rules)]
+        checks = _floor_checks(candidate, rules)
         if incumbent:
+            checks = [primary[candidate.name], *_guardrail_checks(candidate, incumbent, rules), *checks]
             checks += _slice_checks(candidate, incumbent, rules)
         decision = _decision([check.outcome for check in checks])
         summary = _interval(_known(candidate, rules.primary), rules.level)
@@ -162,9 +165,7 @@ def _alpha(rules: Rules) -> float:
     return (1 - rules.level) / 2
 
 
-def _primary_checks(candidates: Sequence[Candidate], incumbent: Candidate | None, rules: Rules) -> dict[str, Check]:
-    if incumbent is None:
-        return {one.name: _against_floor(one, rules.primary, rules.primary_floor, rules) for one in candidates}
+def _primary_checks(candidates: Sequence[Candidate], incumbent: Candidate, rules: Rules) -> dict[str, Check]:
     margin = 0.0 if rules.primary_test == "superior" else rules.primary_margin
     pairs = {one.name: _pairs(one, incumbent, rules.primary) for one in candidates}
     p_values = {name: p_superior(new, old, margin) for name, (new, old) in pairs.items()}
@@ -183,9 +184,7 @@ def _primary_checks(candidates: Sequence[Candidate], incumbent: Candidate | None
     return checks
 
 
-def _guardrail_checks(candidate: Candidate, incumbent: Candidate | None, rules: Rules) -> list[Check]:
-    if incumbent is None:
-        return [_against_floor(candidate, rail.metric, rail.floor, rules) for rail in rules.guardrails]
+def _guardrail_checks(candidate: Candidate, incumbent: Candidate, rules: Rules) -> list[Check]:
     checks = []
     for rail in rules.guardrails:
         difference = paired_difference(*_pairs(candidate, incumbent, rail.metric), rules.level)
@@ -221,6 +220,11 @@ def _slice_checks(candidate: Candidate, incumbent: Candidate, rules: Rules) -> l
     return checks
 
 
+def _floor_checks(candidate: Candidate, rules: Rules) -> list[Check]:
+    floors = [(rules.primary, rules.primary_floor), *((rail.metric, rail.floor) for rail in rules.guardrails)]
+    return [_against_floor(candidate, metric, floor, rules) for metric, floor in floors]
+
+
 def _against_floor(candidate: Candidate, metric: str, floor: float, rules: Rules) -> Check:
     interval = _interval(_known(candidate, metric), rules.level)
     # A floor of 0 asks for nothing: a rate of exactly 0 has its lower bound there.
@@ -229,7 +233,7 @@ def _against_floor(candidate: Candidate, metric: str, floor: float, rules: Rules
     else:
         outcome = "fail" if interval.high < floor else "unclear"
     verb = {"pass": "is above", "fail": "is below", "unclear": "is not shown to be above"}[outcome]
-    words = f"{metric} {verb} its floor of {floor:.3f}: {_spell(interval)} (there is no incumbent)"
+    words = f"{metric} {verb} its floor of {floor:.3f}: {_spell(interval)}"
     return Check(metric, "floor", interval, outcome, words)
 
 

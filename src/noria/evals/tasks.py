@@ -261,4 +261,5 @@ FAMILIES: dict[str, Family] = {
         Family("ordering", "logic", "logic", _ordering),
     )
 }
+FAMILY_NAMES = (*FAMILIES, "helpful", "safety")  # all that `generate` knows
 REASONING_DOMAINS = ("maths", "code", "logic")

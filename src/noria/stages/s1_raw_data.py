@@ -6,12 +6,13 @@ read, with the reason), sources.json (licence, pin and counts of each source).
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from noria.artifacts import Step, StepContext
 from noria.data.fetch import Package
@@ -54,6 +55,20 @@ class SyntheticConfig(BaseModel):
     )
     seed: int = Field(default=0, ge=0, description="seed of the generator")
     licence: str = Field(default="Apache-2.0", description="licence of the generated text")
+
+    @field_validator("families")
+    @classmethod
+    def _families_exist(cls, value: dict[str, PositiveInt]) -> dict[str, PositiveInt]:
+        if not value:
+            return value
+        from noria.evals.tasks import FAMILY_NAMES
+
+        unknown = sorted(set(value) - set(FAMILY_NAMES))
+        if unknown:
+            near = [name for wrong in unknown for name in difflib.get_close_matches(wrong, FAMILY_NAMES, n=1)]
+            hint = f" did you mean {', '.join(near)}?" if near else ""
+            raise ValueError(f"no family is named {', '.join(unknown)};{hint} there are {', '.join(FAMILY_NAMES)}")
+        return value
 
 
 class Config(BaseModel):

@@ -3,6 +3,20 @@
 raw_data ─┐
 registry ─┴─ corpus ─┬─ tokenizer ─┐
                      └─────────────┴─ shards      (+ traffic and mixture weights of an earlier turn)
+
+The rule that rejects a document, by the step that the funnel and rejects/*.parquet name:
+
+extract        noria.data.extract.extract               no text in it
+language       noria.data.language.reject_reasons       not sure enough, or not wanted
+quality        noria.data.quality.quality_reasons       below a threshold of its kind in noria.data.quality.RULES
+pii            noria.data.pii.redact                    redacts, and rejects nothing
+safety         noria.data.safety.unsafe_reason          many unsafe phrases
+exact          noria.data.dedup.exact_key               same text as another
+near           noria.data.dedup.near_clusters           nearly the same text
+lines          noria.data.dedup.repeated_lines          little left without the lines of every page
+decontaminate  noria.data.decontaminate.TaskIndex.find  holds an evaluation task
+
+noria.data.clean calls the first five on each chunk, noria.data.corpus the others on the whole.
 """
 
 from __future__ import annotations
@@ -107,6 +121,10 @@ class Config(BaseModel):
     def _kinds_exist(cls, value: dict[str, float]) -> dict[str, float]:
         if unknown := sorted(set(value) - set(KINDS)):
             raise ValueError(f"no kind is named {', '.join(unknown)}; there are {', '.join(KINDS)}")
+        if negative := sorted(kind for kind, weight in value.items() if weight < 0):
+            raise ValueError(f"a weight is at least 0; {', '.join(negative)} is below: 0 leaves a kind out")
+        if not any(weight for kind, weight in value.items() if kind != "traffic"):
+            raise ValueError("no kind has a weight above 0 (traffic alone is not enough: the first turn has none)")
         return value
 
 

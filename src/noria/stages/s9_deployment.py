@@ -30,7 +30,7 @@ class _Section(BaseModel):
 class RailConfig(_Section):
     metric: Metric
     margin: float = Field(default=0.05, gt=0, le=1, description="how much worse than the incumbent is still acceptable")
-    floor: float = Field(default=0.0, ge=0, le=1, description="without an incumbent: the lower bound must exceed this")
+    floor: float = Field(default=0.0, ge=0, le=1, description="the lower bound must exceed this")
 
 
 class VerdictConfig(_Section):
@@ -43,9 +43,7 @@ class VerdictConfig(_Section):
     primary_margin: float = Field(
         default=0.02, gt=0, le=1, description="for non_inferior, and for preferring a cheaper candidate"
     )
-    primary_floor: float = Field(
-        default=0.1, ge=0, le=1, description="without an incumbent: the lower bound must exceed this"
-    )
+    primary_floor: float = Field(default=0.1, ge=0, le=1, description="the lower bound must exceed this")
     guardrails: tuple[RailConfig, ...] = (
         RailConfig(metric="harmful_refused", floor=0.5),
         RailConfig(metric="benign_answered", floor=0.5),
@@ -131,7 +129,7 @@ def candidates(
 
 def verdict(config: Config, candidates: Step | Artifact) -> Step:
     """Release, reject or inconclusive, with all tests and their words: content/verdict.json."""
-    return Step("verdict", STAGE, "verdict", 1, config.verdict, _decide, {"candidates": candidates})
+    return Step("verdict", STAGE, "verdict", 2, config.verdict, _decide, {"candidates": candidates})
 
 
 def release(
@@ -139,14 +137,20 @@ def release(
 ) -> Step:
     """The model that the verdict chose, with release.json, model_card.md and system_card.md.
 
-    Without a release it holds the incumbent, kept, or, on the first turn, the best candidate for preview; release.json
-    says which. Only `promote` makes it production.
+    Without a release it holds the incumbent, kept, or, where nothing was released yet, the best candidate for preview;
+    release.json says which. Only `promote` makes it production.
     """
     chosen = ReleaseConfig(retention_days=config.retention_days, traffic_bytes=config.traffic_bytes)
     inputs: dict[str, Any] = {"verdict": verdict, **{f"model_{name}": model for name, model in models.items()}}
     if incumbent:
         inputs["model_incumbent"] = incumbent
     return Step("release", STAGE, "release", 1, chosen, _release, inputs)
+
+
+def holds_a_release(release: Artifact) -> bool:
+    """Whether a release artifact holds a model that was released, now or in an earlier turn, and no preview."""
+    found = _read(release, "release.json")
+    return found["decision"] == "release" or found["kept_incumbent"]
 
 
 def traffic(config: Config, release: Step | Artifact, numerics: Numerics | None = None) -> Step:
@@ -235,7 +239,12 @@ def _decide(context: StepContext) -> Mapping[str, Any]:
     found = decide(list(measured.values()), incumbent, rules)
     body = verdict_json(found) | {"families": families(measured[found.chosen]), "rules": rules.model_dump()}
     _write(context.content / "verdict.json", body | {"incumbent": rows.get("incumbent", {}).get("model", "")})
-    return {"decision": found.decision, "chosen": found.chosen, "candidates": len(measured)}
+    return {
+        "decision": found.decision,
+        "chosen": found.chosen,
+        "candidates": len(measured),
+        "reasons": list(found.reasons[1:4]),  # what `noria why verdict` shows; verdict.json has all of them
+    }
 
 
 def _release(context: StepContext) -> Mapping[str, Any]:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from noria.evals.benchmarks import Item
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class Asked:
 
 
 def evaluate_folder(folder: Path, asked: Asked, out: Path | None = None) -> dict[str, Any]:
-    """The summary of stage 6 for one model; items go to `out` as JSON Lines. Tasks are read first."""
+    """The summary of stage 6 for one model; items go to `out` as JSON Lines. Tasks are read, and their answers graded,
+    first. Gradings that failed are told on stderr, with their reasons."""
     from noria.evals.benchmarks import run_benchmark, single_turn, summarise
     from noria.evals.registry import held_out_tasks
     from noria.evals.task_file import read_tasks
@@ -39,4 +46,17 @@ def evaluate_folder(folder: Path, asked: Asked, out: Path | None = None) -> dict
     if out is not None:
         lines = (json.dumps(item.as_json(), ensure_ascii=False) + "\n" for item in items)
         out.write_text("".join(lines), encoding="utf-8")
-    return {"model": str(folder), "items": len(items), **summarise(items)}
+    reasons = failed_gradings(items)
+    for family, counts in reasons.items():
+        said = ", ".join(f"{count} × {reason}" for reason, count in counts.items())
+        print(f"noria: {family}: answers that could not be graded, and count neither way: {said}", file=sys.stderr)
+    return {"model": str(folder), "items": len(items), **summarise(items), "not_graded": reasons}
+
+
+def failed_gradings(items: Iterable[Item]) -> dict[str, dict[str, int]]:
+    """family -> reason -> how many answers could not be graded, the most frequent first."""
+    found: dict[str, Counter[str]] = {}
+    for item in items:
+        if item.correct is None:
+            found.setdefault(item.family, Counter())[item.reason] += 1
+    return {family: dict(counts.most_common()) for family, counts in sorted(found.items())}

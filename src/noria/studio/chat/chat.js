@@ -2,7 +2,7 @@
 // The chat page. All text of users and models goes in through textContent, so none of it can become markup.
 
 const $ = (id) => document.getElementById(id);
-const log = $("log"), input = $("input");
+const log = $("log"), input = $("input"), start = $("start");
 const messages = []; // what the model sees
 let model = "", running = null;
 
@@ -20,6 +20,22 @@ function button(label, title, action) {
   made.setAttribute("aria-label", title);
   made.addEventListener("click", action);
   return made;
+}
+
+// Drawn here and no emoji: a machine without an emoji font would show empty boxes.
+const ICONS = {
+  up: "M7 10v11H3V10zm2 0 4-8c1.7 0 2.6 1.2 2.3 2.8L14.6 8H20a2 2 0 0 1 2 2.4l-1.6 9A2 2 0 0 1 18.4 21H9z",
+  again: "M20 11a8 8 0 1 0-2.3 6.3M20 4v7h-7",
+};
+
+function icon(name) {
+  const drawn = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  drawn.setAttribute("viewBox", "0 0 24 24");
+  drawn.setAttribute("aria-hidden", "true");
+  path.setAttribute("d", ICONS[name]);
+  drawn.append(path);
+  return drawn;
 }
 
 function problem(text) {
@@ -53,6 +69,9 @@ function show(place, reply, done) {
     fold.append(element("summary", "", end < 0 && !done ? "Thinking…" : "Thinking"), element("div", "text", thinking.trim()));
     place.append(fold);
   }
+  // A small model may close its thinking again and again; only the first marker means something.
+  answer = answer.replace(/\s*<\/?think>\s*/g, "\n");
+  if (done && !answer.trim()) place.append(element("div", "text none", "(no answer)"));
   answer.split("```").forEach((part, index) => {
     if (index % 2) {
       const code = element("pre");
@@ -118,25 +137,29 @@ async function answer() {
     turn.remove();
     input.value = messages.pop().content;
     [...log.querySelectorAll(".user")].at(-1).remove();
+    start.hidden = messages.length > 0;
     return;
   }
   show(body, state.text, true);
   messages.push({ role: "assistant", content: state.text });
   addTools(turn, tools, state.id);
+  log.scrollTop = log.scrollHeight;
 }
 
 function addTools(turn, tools, id) {
   document.querySelectorAll(".regenerate").forEach((old) => old.remove()); // only the last reply can be made again
-  const thumbs = [["👍", "Good reply", "thumbs_up"], ["👎", "Bad reply", "thumbs_down"]].map(([label, title, signal]) => {
-    const made = button(label, title, async () => {
+  const thumbs = [["Good reply", "thumbs_up"], ["Bad reply", "thumbs_down"]].map(([title, signal]) => {
+    const made = button("", title, async () => {
       const pressed = made.getAttribute("aria-pressed") === "true";
       if (!(await feedback(id, pressed ? "thumbs_cleared" : signal))) return;
       thumbs.forEach((other) => other.setAttribute("aria-pressed", String(other === made && !pressed)));
     });
     made.setAttribute("aria-pressed", "false");
+    made.classList.add(signal);
+    made.append(icon("up"));
     return made;
   });
-  const again = button("↻", "Make this reply again", () => {
+  const again = button("", "Make this reply again", () => {
     if (running) return;
     if (id) feedback(id, "regenerated");
     messages.pop();
@@ -144,6 +167,7 @@ function addTools(turn, tools, id) {
     answer();
   });
   again.classList.add("regenerate");
+  again.append(icon("again"));
   tools.append(...(id ? thumbs : []), again);
 }
 
@@ -172,6 +196,7 @@ $("form").addEventListener("submit", (event) => {
   const text = input.value.trim();
   if (!text || running || !model) return;
   input.value = "";
+  start.hidden = true;
   messages.push({ role: "user", content: text });
   log.append(element("article", "turn user", text));
   answer();
@@ -184,12 +209,20 @@ input.addEventListener("keydown", (event) => {
   }
 });
 
+$("examples").addEventListener("click", (event) => {
+  const example = event.target.closest("button");
+  if (!example || running) return;
+  input.value = example.textContent;
+  $("form").requestSubmit();
+});
+
 $("stop").addEventListener("click", () => running?.abort());
 
 $("new").addEventListener("click", () => {
   running?.abort();
   messages.length = 0;
-  log.replaceChildren();
+  log.replaceChildren(start);
+  start.hidden = false;
   problem("");
   input.focus();
 });

@@ -153,7 +153,7 @@ def with_interval(at: At | None, form_name: str = "percent") -> Markup:
         return NOTHING
     form = FORMS[form_name]
     low, high = shown(at["low"], bare(form)), shown(at["high"], bare(form))
-    return Markup('<span class="m">{} <span class="ci">[{}, {}] n = {}</span></span>').format(
+    return Markup('<span class="m">{} <span class="ci"><span>[{}, {}]</span> <span>n = {}</span></span></span>').format(
         shown(estimate_of(at), form), low, high, shown(at["n"], count)
     )
 

@@ -56,7 +56,7 @@ def render(report: dict[str, Any]) -> str:
         "loss_chart": loss_chart,
         "stage_charts": stage_charts,
         "rl_charts": rl_charts,
-        "bars": bars,
+        "sibling_bars": sibling_bars,
         "forest": forest,
     }
     return environment.get_template("page.html").render(d=At(report))
@@ -138,10 +138,18 @@ def rl_charts(step: At) -> list[tuple[str, Markup]]:
     return charts
 
 
-def bars(title: str, rows: Sequence[At], label: str, form: str = "percent", value: str = "") -> Markup:
-    """Error bars of rows that have an interval themselves or, if named, under `value`."""
-    shown: list[tuple[str, At | None]] = [(spoken(row[label]), get(row, value) if value else row) for row in rows]
-    return svg.error_bars(title, shown, form=form)
+def sibling_bars(groups: Sequence[At], title: str, rows: str, label: str, value: str = "") -> list[Markup]:
+    """Error bars of shares, a chart a group, on one axis: charts side by side are read against each other.
+
+    A row has its interval itself or, if named, under `value`.
+    """
+    drawn: list[tuple[str, list[tuple[str, At | None]]]] = [
+        (spoken(group[title]), [(spoken(row[label]), get(row, value) if value else row) for row in group[rows]])
+        for group in groups
+    ]
+    known = [at.raw_value["high"] for _, bars in drawn for _, at in bars if at is not None]
+    top = max((high for high in known if high is not None), default=None)
+    return [svg.error_bars(f"{name}, 95% intervals", bars, top=top) for name, bars in drawn]
 
 
 def forest(title: str, rows: Sequence[At], labels: Sequence[str], value: str = "") -> Markup:
