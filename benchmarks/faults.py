@@ -97,7 +97,7 @@ class Bench:
         folder = self._folder / f"{fault}-{layout}-{processes}-{seed}"
         told: list[Any] = []
         launch(command(folder, fault, layout, seed), processes, told.append)
-        return json.loads((folder / "result.json").read_text()), [line for line in told if line["kind"] != "step"]
+        return json.loads((folder / "result.json").read_text()), [line for line in told if "cause" in line]
 
     def outcome(self, case: Case) -> Outcome:
         result, events = self.job(case.fault, case.layout, case.processes)
