@@ -234,11 +234,11 @@ def main() -> int:
         outcomes = [bench.outcome(case) for case in (ALONE if options.quick else ALONE + TOGETHER)]
         outcomes += [bench.full_disk(), bench.altered()]
     rows = [Row(item.case, "undisturbed", item.loss, item.undisturbed, "nats a token") for item in outcomes]
-    if not options.quick:
-        rows.append(overhead(pairs=6, steps=100))
     for item in outcomes:
         marks = [f"{'' if getattr(item, name) else 'NOT '}{name}" for name in ("detected", "attributed", "recovered")]
-        print(f"{item.case}: {', '.join(marks)}: {item.said}")
+        print(f"{item.case}: {', '.join(marks)}: {item.said}", flush=True)
+    if not options.quick:
+        rows.append(overhead(pairs=6, steps=100))
     show("faults", rows, as_json=options.json, quick=options.quick, faults=[asdict(item) for item in outcomes])
     missed = [item for item in outcomes if not (item.detected and item.attributed and item.recovered)]
     cost = rows[-1].interval if not options.quick else None
