@@ -9,6 +9,7 @@ that are wrong, signals. The result lies in FOLDER/result.json.
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import math
@@ -25,6 +26,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
 from noria.model import ModelConfig, Transformer
 from noria.training import Annotated, Event, GuardConfig, LoopConfig, Progress, TokenBatch, WorkerFault, train
@@ -99,6 +102,8 @@ def disturbed(fault: str, model: Transformer, ranks: Ranks, folder: Path, clean:
         model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(0.05))
     if fault == "gradient_bit":
         _flip_when_armed(model, armed)
+    if fault == "full_disk":
+        _fill_disk(first_time)
     if fault == "replica_drift" and is_victim:
         _drift_after(model, AT, first_time)
     return annotate
@@ -126,6 +131,21 @@ def _flip_when_armed(model: Transformer, armed: list[int]) -> None:
         return (flipped,)
 
     model.blocks[0].up.register_full_backward_hook(hook)
+
+
+def _fill_disk(first_time: Callable[[], bool]) -> None:
+    """The fifth checkpoint finds no room after half of its bytes."""
+    write, saves = FileSystemWriter.write_data, 0
+
+    def full(self: FileSystemWriter, plan: SavePlan, planner: SavePlanner) -> Any:
+        nonlocal saves
+        saves += 1
+        if saves == 5 and first_time():
+            (Path(self.path) / "half").write_bytes(b"x" * 1000)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, plan, planner)
+
+    FileSystemWriter.write_data = full
 
 
 def _drift_after(model: Transformer, step: int, first_time: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""The commands: noria run | plan | why | lineage | forget | eval | chat | serve | report | doctor | gc.
+"""The commands: noria run | plan | why | lineage | forget | eval | chat | serve | report | runs | doctor | gc.
 
 A command loads what it needs when it is called, so that the quick ones stay quick. An error that noria raises itself is
 a message for the user; only a defect gives a traceback.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noria.studio.output import console, print_json
+from noria.studio.runs_compare import runs_app
 
 if TYPE_CHECKING:
     from noria.artifacts import Artifact, Step, Store
@@ -40,6 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(runs_app, name="runs")
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in TOML.")]
 SetOption = Annotated[

@@ -95,6 +95,16 @@ class TokenStream:
         self.quotas = apportion([self.weights[source] for source in self.sources], BLOCK)
         self._edges = np.concatenate([[0], np.cumsum(self.quotas)])
 
+    def refuse_other_tokenizer(self, digest: str) -> None:
+        """Raises ValueError for a source whose shards another tokenizer made than the one of `digest`."""
+        for source, shards in zip(self.sources, self.sets, strict=True):
+            if shards.manifest["tokenizer"] != digest:
+                made = shards.manifest["tokenizer"]
+                raise ValueError(
+                    f"{shards.folder}: source {source!r} was tokenised with tokenizer {made}, and this run uses "
+                    f"{digest}; make the shards again with it"
+                )
+
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (B, T+1) int64 and the document's index inside the row (B, T+1) int64, from 0."""
         rows = np.arange(step * self.batch_rows, (step + 1) * self.batch_rows, dtype=np.int64)

@@ -75,6 +75,7 @@ def _run(context: StepContext) -> Mapping[str, Any]:
     weights = json.loads((shards / "shards.json").read_text())["weights"]
     length = plan["sequence_length"]
     stream = TokenStream(shards, weights, length, plan["batch_tokens"] // length, config.seed)
+    stream.refuse_other_tokenizer(Tokenizer.load(tokenizer_json).digest)
     loop = LoopConfig(
         steps=plan["steps"],
         learning_rate=plan["learning_rate"] if config.learning_rate == "auto" else config.learning_rate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,13 @@ import torch
 
 from noria.artifacts import StepContext
 from noria.training import Event, Progress
+from noria.training.sinks import open_sinks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+# Metrics go to the run database; those named here, e.g. "tensorboard,wandb", get them too. Execution, no identity.
+SINKS_VARIABLE = "NORIA_METRICS"
 SHOWN = ("reward", "loss_ce", "loss_kd", "loss_rl")  # the first of these that a step measures is on its live line
 
 
@@ -23,11 +27,15 @@ def training_progress(
     database, a live line. Fixes the number of threads, which is part of the step's identity."""
     torch.set_num_threads(context.numerics.threads if context.numerics else 1)
     folder: Path = context.progress / part if part else context.progress
+    named = [name for name in os.environ.get(SINKS_VARIABLE, "").split(",") if name]
+    sinks = open_sinks(named, context.step_name or "run", context.observed)
 
     def on_step(step: int, steps: int, metrics: Mapping[str, float]) -> None:
         note = next((f"{name.removeprefix('loss_')} {metrics[name]:.3f}" for name in SHOWN if name in metrics), "")
         context.report((step + 1) * unit_per_step, steps * unit_per_step, unit, note)
         context.log(step, **metrics)
+        for sink in sinks:
+            sink(step, metrics)
 
     def on_event(event: Event) -> None:
         context.event(event.kind, event.message, step=event.step, cause=event.cause, **event.evidence)

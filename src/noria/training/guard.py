@@ -47,7 +47,7 @@ class GuardConfig(BaseModel):
     skip_steps: int = Field(default=32, ge=1, description="steps from the first rejected one on that are left out")
     rollbacks: int = Field(default=3, ge=0, description="how often a run may roll back before it gives up")
     replay_steps: int = Field(
-        default=200, ge=0, description="every so many steps the gradient is computed twice: costs 0.4% (0: never)"
+        default=200, ge=0, description="every so many steps the gradient is computed twice: costs 0.5% (0: never)"
     )
     replica_steps: int = Field(
         default=10, ge=0, description="every so many steps replicas compare their weights (0: never)"

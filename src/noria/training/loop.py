@@ -89,6 +89,8 @@ def train(
             # Moments must never see a rejected gradient, so the whole update is left out (not multiplied by zero).
             if accepted:
                 apply_gradient(model, optimizer, gradient, rate, config.max_gradient_norm)
+                # What else a step changes (the bias of a router) is changed here: once a step, however often the guard
+                # replayed it, and before the state is remembered.
                 watch.remember()
                 watch.compare_replicas(step)
             run.record({**step_metrics(gradient, annotated.batch, rate, skipped=not accepted), **annotated.metrics})

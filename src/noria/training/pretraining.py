@@ -12,9 +12,22 @@ from noria.training.run import History, Progress
 
 
 def pretrain(model: Transformer, stream: TokenStream, config: LoopConfig, progress: Progress | None = None) -> History:
-    """Train `model` in place on `stream`, whose batch at a step depends on (seed, step) alone: resume is exact."""
+    """Train `model` in place on `stream`, whose batch at a step depends on (seed, step) alone: resume is exact.
 
-    return train(model, lambda step: Annotated(batch_at(stream, step)), config, progress)
+    Raises ValueError when the stream holds a token that the model's vocabulary does not.
+    """
+
+    def annotate(step: int) -> Annotated:
+        batch = batch_at(stream, step)
+        largest = int(batch.tokens_BT.max())
+        if largest >= model.config.vocab_size:
+            raise ValueError(
+                f"step {step}: the shards hold token {largest}, and the model has {model.config.vocab_size} tokens; "
+                "make the shards or the plan again with the tokenizer of the other"
+            )
+        return Annotated(batch)
+
+    return train(model, annotate, config, progress)
 
 
 def batch_at(stream: TokenStream, step: int) -> TokenBatch:

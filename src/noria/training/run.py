@@ -215,7 +215,8 @@ class Run:
 def _state(model: Transformer, optimizer: MuonAdamW) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Tensors by name, weights and moments, which share memory with the live ones; and the step counts of AdamW."""
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
-    tensors |= {f"buffer.{name}": tensor for name, tensor in model.named_buffers()}
+    persistent = model.state_dict().keys()
+    tensors |= {f"buffer.{name}": tensor for name, tensor in model.named_buffers() if name in persistent}
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         state: dict[str, Any] = optimizer.state[parameter]

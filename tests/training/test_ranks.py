@@ -150,6 +150,18 @@ def shards(tmp_path):
     return tmp_path / "shards"
 
 
+def test_shards_of_another_tokenizer_are_refused_by_source(shards):
+    stream = TokenStream(shards, {"a": 1.0}, 16, 6, seed=1)
+    stream.refuse_other_tokenizer("t")
+    with pytest.raises(
+        ValueError, match="source 'a' was tokenised with tokenizer t, and this run uses u; make the shards"
+    ):
+        stream.refuse_other_tokenizer("u")
+    shape = ModelConfig(vocab_size=16, width=16, layers=1, heads=2, kv_heads=1, ffn_width=32, context=16)
+    with pytest.raises(ValueError, match=r"step 0: the shards hold token 31, and the model has 16 tokens"):
+        pretrain(Transformer(shape), stream, LoopConfig(steps=1, learning_rate=0.01))
+
+
 @pytest.mark.slow
 def test_pretraining_on_two_processes_is_that_of_one_and_torchrun_can_start_it(tmp_path, shards):
     shape = ModelConfig(vocab_size=32, width=16, layers=1, heads=2, kv_heads=1, ffn_width=32, context=16)

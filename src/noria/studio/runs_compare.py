@@ -1,0 +1,83 @@
+"""Two runs side by side: which steps are the same artifact, and how the metrics of the others ended."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noria.studio.lookup import NotFound
+from noria.studio.output import console, print_json
+
+if TYPE_CHECKING:
+    from noria.artifacts.runs import RunDatabase
+
+LAST_SHARE = 0.1  # a metric's end is the mean over this share of its steps: single steps are noise
+
+
+@dataclass(frozen=True)
+class MetricPair:
+    """How one metric of one step ended in two runs; None where a run did not log it."""
+
+    step: str
+    metric: str
+    left: float | None
+    right: float | None
+    same_artifact: bool
+
+
+def compare(runs: RunDatabase, left: int, right: int) -> list[MetricPair]:
+    """Every metric of every step that both runs have. Raises NotFound for a run that the store does not know."""
+    known = {row["run"] for row in runs.runs()}
+    for run in (left, right):
+        if run not in known:
+            raise NotFound(f"there is no run {run}; the store has runs {', '.join(map(str, sorted(known))) or 'none'}")
+    keys = [{row["step_name"]: row["key"] for row in runs.steps(run)} for run in (left, right)]
+    pairs = []
+    for step in (name for name in keys[0] if name in keys[1]):
+        own, other = keys[0][step], keys[1][step]
+        for metric in sorted({*runs.metric_names(own), *runs.metric_names(other)}):
+            pairs.append(MetricPair(step, metric, _end(runs, own, metric), _end(runs, other, metric), own == other))
+    return pairs
+
+
+def _end(runs: RunDatabase, key: str, metric: str) -> float | None:
+    values = [value for _, value in runs.curve(key, metric) if value is not None]
+    return statistics.fmean(values[-max(1, round(LAST_SHARE * len(values))) :]) if values else None
+
+
+def _difference(pair: MetricPair) -> str:
+    if pair.same_artifact:
+        return "same artifact"
+    return "-" if pair.left is None or pair.right is None else f"{pair.right - pair.left:+.4g}"
+
+
+runs_app = typer.Typer(help="Look at runs.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@runs_app.command(name="compare", epilog="Example: noria runs compare 3 5")
+def runs_compare(
+    left: Annotated[int, typer.Argument(help="A run's number.")],
+    right: Annotated[int, typer.Argument(help="Another's.")],
+    store: Annotated[
+        Path | None, typer.Option("--store", envvar="NORIA_STORE", help="Folder of the artifacts.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON value for scripts.")] = False,
+) -> int:
+    """How each metric of two runs ended: the mean over the last tenth of its steps."""
+    from rich.table import Table
+
+    from noria.artifacts import Store
+
+    pairs = compare(Store(store).runs, left, right)
+    if json_:
+        return print_json([asdict(pair) for pair in pairs])
+    table = Table("step", "metric", f"run {left}", f"run {right}", "difference")
+    for pair in pairs:
+        values = [f"{value:.6g}" if value is not None else "-" for value in (pair.left, pair.right)]
+        table.add_row(pair.step, pair.metric, *values, _difference(pair))
+    console().print(table)
+    return 0

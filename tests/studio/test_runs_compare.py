@@ -1,0 +1,45 @@
+"""Two runs side by side: the ends of their metrics, and what they share."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from noria.artifacts import Store
+from noria.cli import status_of
+from noria.studio.lookup import NotFound
+from noria.studio.runs_compare import MetricPair, compare
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path)
+    for run, (key, end) in enumerate([("k1", 2.0), ("k2", 1.5)], start=1):
+        assert store.runs.start_run("nano", {}) == run
+        for position, (name, made) in enumerate([("shards", "same"), ("base_model", key)]):
+            store.runs.start_step(run, name, position, "s", made, "made", "")
+        for step in range(20):
+            store.runs.log(run, "base_model", step, {"loss_ce": 5.0 if step < 18 else end})
+            store.runs.log(run, "shards", step, {"documents": 7.0})
+    return store
+
+
+def test_metrics_are_compared_by_their_last_tenth_and_shared_artifacts_are_said_to_be_so(store):
+    assert compare(store.runs, 1, 2) == [
+        MetricPair("shards", "documents", 7.0, 7.0, True),
+        MetricPair("base_model", "loss_ce", 2.0, 1.5, False),
+    ]
+
+
+def test_an_unknown_run_is_refused_with_those_that_there_are(store):
+    with pytest.raises(NotFound, match="there is no run 9; the store has runs 1, 2"):
+        compare(store.runs, 1, 9)
+
+
+def test_the_command_prints_both(store, tmp_path, capsys):
+    assert status_of(["runs", "compare", "1", "2", "--store", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[1]["right"] == 1.5
+    assert status_of(["runs", "compare", "1", "2", "--store", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "same artifact" in out and "-0.5" in out
