@@ -7,8 +7,8 @@ import json
 import pytest
 
 from noria.artifacts import Store
+from noria.artifacts.errors import Unknown
 from noria.cli import status_of
-from noria.studio.lookup import NotFound
 from noria.studio.runs_compare import MetricPair, compare
 
 
@@ -33,7 +33,7 @@ def test_metrics_are_compared_by_their_last_tenth_and_shared_artifacts_are_said_
 
 
 def test_an_unknown_run_is_refused_with_those_that_there_are(store):
-    with pytest.raises(NotFound, match="there is no run 9; the store has runs 1, 2"):
+    with pytest.raises(Unknown, match="there is no run 9; the store has runs 1, 2"):
         compare(store.runs, 1, 9)
 
 

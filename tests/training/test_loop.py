@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from noria.model import ModelConfig, Transformer
+from noria.model import ModelConfig, MoE, Transformer
 from noria.training import Annotated, LoopConfig, Progress, TokenBatch, train
 from noria.training.checkpoint import complete, steps_of
 from noria.training.loop import optimiser_step
@@ -184,3 +184,16 @@ def test_training_learns_and_reports_every_step():
     assert history[-1]["loss_ce"] < 0.5 * history[0]["loss_ce"] and not model.training
     assert [(step, steps) for step, steps, _ in told] == [(step, 30) for step in range(30)]
     assert all(type(value) is float for entry in history for value in entry.values())
+
+
+def test_routers_are_balanced_once_a_step_and_not_by_a_rejected_batch(tmp_path):
+    experts = TINY.model_copy(update={"moe": MoE(experts=4, chosen=2, expert_width=16)})
+    model = Transformer(experts)
+    history = train(model, annotated, CONFIG, Progress(tmp_path))
+    biases = model.blocks[0].moe.bias
+    assert all(row["expert_excess"] >= 0 for row in history) and biases.abs().max() > 0
+    assert biases.abs().max() <= 2 * CONFIG.expert_bias_rate * CONFIG.steps and abs(float(biases.sum())) < 1e-6
+    assert model.blocks[0].moe.load.sum() == 0
+    still = Transformer(experts)
+    train(still, lambda step: poisoned(step) if step == 0 else annotated(step), CONFIG.model_copy(update={"steps": 1}))
+    assert still.blocks[0].moe.bias.abs().max() == 0 and still.blocks[0].moe.load.sum() == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noria.studio.lookup import NotFound
+from noria.artifacts.errors import Unknown
 from noria.studio.output import console, print_json
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ class MetricPair:
 
 
 def compare(runs: RunDatabase, left: int, right: int) -> list[MetricPair]:
-    """Every metric of every step that both runs have. Raises NotFound for a run that the store does not know."""
+    """Every metric of every step that both runs have. Raises Unknown for a run that the store does not know."""
     known = {row["run"] for row in runs.runs()}
     for run in (left, right):
         if run not in known:
-            raise NotFound(f"there is no run {run}; the store has runs {', '.join(map(str, sorted(known))) or 'none'}")
+            raise Unknown(f"there is no run {run}; the store has runs {', '.join(map(str, sorted(known))) or 'none'}")
     keys = [{row["step_name"]: row["key"] for row in runs.steps(run)} for run in (left, right)]
     pairs = []
     for step in (name for name in keys[0] if name in keys[1]):

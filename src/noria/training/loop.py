@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 
-from noria.model import Transformer
+from noria.model import Transformer, balance_experts
 from noria.training.batch import TokenBatch
 from noria.training.guard import GuardConfig
 from noria.training.objectives import PolicyLoss
 from noria.training.optim import MuonAdamW
+from noria.training.parallel import Ranks
 from noria.training.run import History, Progress, Run
 from noria.training.schedule import Schedule, rate_at
 from noria.training.step import apply_gradient, measure_gradient, step_metrics
@@ -37,6 +39,9 @@ class LoopConfig(BaseModel):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     micro_batch_rows: int = Field(default=64, ge=1, description="rows a forward pass; changes memory, not the result")
     muon: bool = Field(default=True, description="Muon for hidden matrices; false: AdamW for all")
+    expert_bias_rate: float = Field(
+        default=0.001, ge=0, description="step of the routers' biases, where the model has experts (model/moe.py)"
+    )
     guard: GuardConfig = GuardConfig()
 
     def rate(self, step: int) -> float:
@@ -89,11 +94,13 @@ def train(
             # Moments must never see a rejected gradient, so the whole update is left out (not multiplied by zero).
             if accepted:
                 apply_gradient(model, optimizer, gradient, rate, config.max_gradient_norm)
-                # What else a step changes (the bias of a router) is changed here: once a step, however often the guard
-                # replayed it, and before the state is remembered.
+            # Once a step, however often the guard replayed it; a rejected batch moves nothing, its loads are dropped.
+            routed = _balance(model, config.expert_bias_rate if accepted else 0.0, progress.ranks)
+            if accepted:
                 watch.remember()
                 watch.compare_replicas(step)
-            run.record({**step_metrics(gradient, annotated.batch, rate, skipped=not accepted), **annotated.metrics})
+            measured = step_metrics(gradient, annotated.batch, rate, skipped=not accepted)
+            run.record({**measured, **routed, **annotated.metrics})
             if run.roll_back_if_stuck():
                 watch.remember()
                 continue
@@ -105,6 +112,14 @@ def train(
                 run.save()
     model.eval()
     return run.history
+
+
+def _balance(model: Transformer, rate: float, ranks: Ranks) -> dict[str, float]:
+    """Move the routers' biases by the loads of this step; how far the busiest expert lay above an even load."""
+    if model.config.moe is None:
+        return {}
+    excess = balance_experts(model, rate, reduce=dist.all_reduce if ranks.count > 1 else None)
+    return {"expert_excess": max(excess, default=0.0)}
 
 
 def optimiser_step(
