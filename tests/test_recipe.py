@@ -140,7 +140,9 @@ def test_a_wrong_override_is_named_as_such(write):
     "override", ["pretrainig.learning_rate=0.1", "run.seed.x=1", "data.weights='x'", "system.train_tokens=1000000"]
 )
 def test_a_wrong_override_is_not_blamed_on_a_line_of_the_recipe(write, override: str):
-    path = write(MINIMAL + "[system]\nflops = 1e9\nparameters = 1000000\n[run]\nseed = 1\n[data]\nweights = {books = 1.0}\n")
+    path = write(
+        MINIMAL + "[system]\nflops = 1e9\nparameters = 1000000\n[run]\nseed = 1\n[data]\nweights = {books = 1.0}\n"
+    )
     (problem,) = problems(path, override)
     assert str(problem).startswith(f"--set {override}; ")
 

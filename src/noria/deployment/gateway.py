@@ -23,10 +23,10 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from noria.data.tokenizer import Tokenizer
+from noria.data.chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from noria.deployment.origin_guard import LOOPBACK, OriginGuard
 from noria.deployment.traffic import CONSENT_TIERS, SIGNALS, Redactor, Retention, TrafficLog
-from noria.inference import Engine
+from noria.inference import Engine, affordable_rows
 from noria.inference.openai_api import ChatServer, ServerLimits
 from noria.model import load_model
 from noria.types import Message, digest, seed_of
@@ -68,7 +68,7 @@ def policy_digest(model_folder: Path) -> str:
     )
 
 
-def build_app(engine: Engine, tokenizer: Tokenizer, log: TrafficLog, options: GatewayOptions) -> Starlette:
+def build_app(engine: Engine, tokenizer: ChatTokenizer, log: TrafficLog, options: GatewayOptions) -> Starlette:
     """The application, ready for any ASGI server."""
     server = ChatServer(
         engine,
@@ -105,7 +105,7 @@ def _serving(
     with contextlib.ExitStack() as stack:
         stack.callback(listener.close)
         model = load_model(model_folder)
-        tokenizer = Tokenizer.load(model_folder / "tokenizer.json")
+        tokenizer = load_chat_tokenizer(model_folder)
         log = TrafficLog(
             options.traffic_db,
             policy_digest(model_folder),
@@ -114,7 +114,8 @@ def _serving(
             options.retention,
         )
         stack.callback(log.close)
-        app = build_app(Engine(model, tokenizer.end, options.rows), tokenizer, log, options)
+        rows = min(options.rows, affordable_rows(model.config, model.config.context))
+        app = build_app(Engine(model, tokenizer.end, rows), tokenizer, log, options)
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5)
         yield uvicorn.Server(config), listener
 
@@ -187,7 +188,7 @@ def chat_terminal(
     from noria.inference import Request, SamplingParams
 
     model = load_model(model_folder)
-    tokenizer = Tokenizer.load(model_folder / "tokenizer.json")
+    tokenizer = load_chat_tokenizer(model_folder)
     engine = Engine(model, tokenizer.end, max_rows=1)
     write("Type a message; /new starts over, /quit ends.")
     messages: list[Message] = []

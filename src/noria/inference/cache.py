@@ -13,6 +13,13 @@ from torch import Tensor
 
 from noria.model import ModelConfig
 
+CACHE_BYTES = 2_000_000_000
+
+
+def affordable_rows(config: ModelConfig, context: int, most_bytes: int = CACHE_BYTES) -> int:
+    """How many sequences of `context` tokens a cache of `most_bytes` holds; at least one."""
+    return max(1, most_bytes // (context * config.cache_bytes_per_token()))
+
 
 class RowCache:
     """Storage for `rows` sequences of up to `context` tokens: a tensor (L, R, G, S, d) a state, in fp32."""

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from noria.data.tokenizer import Tokenizer
+from noria.data.chat_tokenizer import ChatTokenizer
 from noria.inference import openai_schema as schema
 from noria.inference.engine import Engine
 from noria.inference.openai_schema import ApiError, ChatRequest, TokenLogprob
@@ -45,7 +45,7 @@ class ChatServer:
     """The live state behind the routes: one engine, one model name, the requests in flight."""
 
     engine: Engine
-    tokenizer: Tokenizer
+    tokenizer: ChatTokenizer
     name: str
     fingerprint: str
     record: Callable[[ServedRequest], None]

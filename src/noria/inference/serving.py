@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from noria.data.tokenizer import Tokenizer
+from noria.data.chat_tokenizer import ChatTokenizer
 from noria.inference.engine import Completion, Engine, Handle, Request
 from noria.inference.openai_schema import ChatRequest, TokenLogprob
 from noria.inference.sampler import SamplingParams
@@ -122,7 +122,7 @@ class EngineDriver:
 class ReplyText:
     """Tokens to text as they come: whole characters only, and nothing that may become part of a stop string."""
 
-    tokenizer: Tokenizer
+    tokenizer: ChatTokenizer
     stops: tuple[str, ...] = ()
     text: str = ""
     stopped: bool = False
@@ -179,7 +179,7 @@ class LiveRequest:
     """One request being answered: `run` samples all its choices and returns them; `abort` ends it early."""
 
     driver: EngineDriver
-    tokenizer: Tokenizer
+    tokenizer: ChatTokenizer
     ask: ChatRequest
     prompt_ids: Sequence[int]
     seed: int

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noria.studio.output import progress
+
 if TYPE_CHECKING:
     from noria.evals.benchmarks import Item
 
@@ -34,15 +36,19 @@ def evaluate_folder(folder: Path, asked: Asked, out: Path | None = None) -> dict
 
     tasks = read_tasks(asked.tasks) if asked.tasks else held_out_tasks(asked.per_domain, asked.seed)
 
-    from noria.data.tokenizer import Tokenizer
-    from noria.inference import Engine
+    from noria.data.chat_tokenizer import load_chat_tokenizer
+    from noria.inference import Engine, affordable_rows
     from noria.model import load_model
 
     model = load_model(folder)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    engine = Engine(model, tokenizer.end, max_rows=64)
+    tokenizer = load_chat_tokenizer(folder)
+    longest = max(len(tokenizer.render(task.messages)) for task in tasks) + asked.max_tokens + 1
+    context = min(model.config.context, longest)
+    rows = min(64, affordable_rows(model.config, context))
+    engine = Engine(model, tokenizer.end, max_rows=rows, context=context)
     answer = single_turn(engine, tokenizer, engine.context, asked.max_tokens, asked.temperature, asked.seed)
-    items = [item for item, _ in run_benchmark(tasks, answer, batch=64)]
+    with progress("tasks", len(tasks)) as report:
+        items = [item for item, _ in run_benchmark(tasks, answer, batch=rows, report=report)]
     if out is not None:
         lines = (json.dumps(item.as_json(), ensure_ascii=False) + "\n" for item in items)
         out.write_text("".join(lines), encoding="utf-8")

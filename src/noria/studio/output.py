@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,25 @@ def console() -> Console:
     # Rich takes 80 columns where it can't ask; a file or pipe has no edge to keep to. COLUMNS, if set, is kept to.
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(highlight=False, width=None if known else PIPED_COLUMNS)
+
+
+def notices() -> Console:
+    """Standard error, for what is not the result: progress, and what is being waited for."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def progress(unit: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error with rate and time left, moved by `report(done, total)`; only a terminal shows it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = notices()
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
+        task = bar.add_task(unit, total=total)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 def print_json(value: Any) -> int:

@@ -33,6 +33,8 @@ def import_model(source: Path, folder: Path, dtype: torch.dtype = torch.float32)
         from noria.model.huggingface.gguf_import import import_gguf
 
         return import_gguf(source, folder, dtype)
+    if not source.is_dir():
+        raise UnsupportedModel(f"{source} is neither a folder nor a file whose name ends in .gguf")
     hf = _json(source / "config.json")
     config = read_config(hf)
     if not (source / "tokenizer.json").is_file():

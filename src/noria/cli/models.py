@@ -1,0 +1,163 @@
+"""Using a model: noria eval, chat, serve; noria import and export for the formats of others."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noria.cli.app import OK, JsonOption, StoreOption, app, make_room, open_store
+from noria.studio.output import console, notices, print_json
+
+
+class Precision(StrEnum):
+    F32 = "F32"
+    F16 = "F16"
+    BF16 = "BF16"
+    Q8_0 = "Q8_0"
+
+
+@app.command(name="eval", epilog="Example: noria eval release/prod my_tasks.jsonl")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a key, an alias or a step's name.")],
+    tasks: Annotated[
+        Path | None, typer.Argument(metavar="TASKS", help="Tasks in JSON Lines; the built-in families if left out.")
+    ] = None,
+    per_domain: Annotated[int, typer.Option(min=1, help="Without TASKS: held-out tasks a domain.")] = 100,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens a reply.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the tasks and of the sampling.")] = 2000,
+    out: Annotated[Path | None, typer.Option(help="Write an item a line, with its answer and grade, here.")] = None,
+    store: StoreOption = None,
+    json_: JsonOption = False,
+) -> int:
+    """Let a model answer tasks and grade the answers; every number has n and a 95% interval."""
+    import time
+
+    from noria.studio import show
+    from noria.studio.evaluate import Asked, evaluate_folder
+    from noria.studio.lookup import model_folder
+
+    folder = model_folder(model, open_store(store))
+    if out:
+        make_room(out)
+    started = time.monotonic()
+    summary = evaluate_folder(folder, Asked(tasks, per_domain, max_tokens, temperature, seed), out)
+    if json_:
+        return print_json(summary)
+    show.evaluation(console(), summary, time.monotonic() - started)
+    return OK
+
+
+@app.command(epilog="Example: noria chat release/prod")
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a key or an alias.")] = "release/prod",
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    store: StoreOption = None,
+) -> int:
+    """Talk to a model in the terminal. Nothing is logged."""
+    from noria.studio.lookup import model_folder
+
+    folder = model_folder(model, open_store(store))
+    from noria.deployment.gateway import chat_terminal
+
+    chat_terminal(folder, seed)
+    return OK
+
+
+@app.command(epilog="Example: noria serve release/prod --port 8000")
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a key or an alias.")] = "release/prod",
+    host: Annotated[str, typer.Option(help="Address to listen at; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="A further name the server answers to; may be repeated.")
+    ] = None,
+    traffic: Annotated[Path | None, typer.Option(help="The traffic log; <store>/traffic.sqlite if not given.")] = None,
+    store: StoreOption = None,
+) -> int:
+    """Serve a model with the OpenAI API and a chat page, and log what is consented to."""
+    from noria.studio.lookup import model_folder
+
+    opened = open_store(store)
+    folder = model_folder(model, opened)
+    log = traffic or opened.root / "traffic.sqlite"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    from noria import studio
+    from noria.deployment.gateway import serve as start
+
+    def ready(address: str) -> None:
+        typer.echo(f"{model} at {address} (chat page) and {address}/v1 (OpenAI API); traffic in {log}; Ctrl-C stops")
+
+    page = Path(studio.__file__).parent / "chat"
+    start(folder, host, port, log, model, page, tuple(allow_host or ()), on_ready=ready)
+    return OK
+
+
+@app.command(
+    name="import", epilog="Examples: noria import SmolLM2-135M-Instruct/ models/smol    noria import m.gguf models/m"
+)
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", exists=True, help="A Hugging Face folder, or a .gguf file.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The model folder to write.")],
+    bf16: Annotated[bool, typer.Option("--bf16", help="Store bf16 and not fp32: half the size.")] = False,
+    json_: JsonOption = False,
+) -> int:
+    """Make a model folder of an open model: Llama, Qwen 2 and 3, Qwen3-MoE, Gemma 3 (text), SmolLM2.
+
+    What it can't import it refuses, naming each thing that is in the way.
+    """
+    import torch
+
+    from noria.model.huggingface import UnsupportedModel, import_model
+
+    if folder.exists() and any(folder.iterdir()):
+        raise typer.BadParameter(f"{folder} is not empty; name a new folder")
+    with notices().status(f"reading {source}"):
+        try:
+            config = import_model(source, folder, torch.bfloat16 if bf16 else torch.float32)
+        except UnsupportedModel as error:
+            raise typer.BadParameter(str(error)) from error
+    if json_:
+        return print_json(
+            {"folder": str(folder), "parameters": config.parameters(), "architecture": config.model_dump()}
+        )
+    typer.echo(f"{folder}: {config.parameters():,} parameters; try `noria eval {folder}` or `noria chat {folder}`")
+    return OK
+
+
+@app.command(
+    epilog="Examples: noria export release/prod models/hf    noria export models/smol smol.gguf --precision Q8_0"
+)
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a key, an alias or a step's name.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder; or a file whose name ends in .gguf.")],
+    precision: Annotated[Precision, typer.Option(help="Of the matrices; Q8_0 in GGUF only.")] = Precision.F32,
+    store: StoreOption = None,
+) -> int:
+    """Write a model as a folder that transformers and vLLM load, or as a GGUF file for llama.cpp."""
+    import torch
+
+    from noria.model.huggingface import UnsupportedModel, export_folder, export_gguf
+    from noria.studio.lookup import model_folder
+
+    folder = model_folder(model, open_store(store))
+    if out.exists():
+        raise typer.BadParameter(f"{out} is there already; name a new one")
+    if precision is Precision.Q8_0 and out.suffix != ".gguf":
+        raise typer.BadParameter("Q8_0 is a format of GGUF; name a file that ends in .gguf")
+    dtypes = {Precision.F32: torch.float32, Precision.F16: torch.float16, Precision.BF16: torch.bfloat16}
+    with notices().status(f"writing {out}"):
+        try:
+            if out.suffix == ".gguf":
+                export_gguf(folder, out, precision.value)
+            else:
+                export_folder(folder, out, dtypes[precision])
+        except UnsupportedModel as error:
+            raise typer.BadParameter(str(error)) from error
+    typer.echo(f"{out} written")
+    return OK
