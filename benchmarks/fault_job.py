@@ -44,7 +44,7 @@ Annotate = Callable[[int], Annotated]
 
 
 def loop_config(steps: int) -> LoopConfig:
-    guard = GuardConfig(spikes=True, replay_steps=100)
+    guard = GuardConfig(spikes=True, make_up=True, replay_steps=100)
     return LoopConfig(steps=steps, learning_rate=0.01, warmup_steps=20, micro_batch_rows=4, guard=guard)
 
 

@@ -14,7 +14,9 @@ from noria.training import Annotated, GuardConfig, LoopConfig, Progress, TokenBa
 from noria.training.guard import judge, odd_ones_out, range_to_leave_out, rejected_in_a_row, stragglers
 
 TINY = ModelConfig(vocab_size=32, width=16, layers=1, heads=2, kv_heads=1, ffn_width=32, context=8)
-GUARD = GuardConfig(spikes=True, least_steps=8, anchor_steps=20, lead_steps=2, skip_steps=14, replay_steps=0)
+GUARD = GuardConfig(
+    spikes=True, make_up=True, least_steps=8, anchor_steps=20, lead_steps=2, skip_steps=14, replay_steps=0
+)
 CONFIG = LoopConfig(steps=240, learning_rate=0.02, warmup_steps=5, guard=GUARD)
 
 
@@ -64,9 +66,9 @@ def last_loss(history):
 
 @pytest.fixture(scope="module")
 def noise():
-    """Twice the largest difference between the last losses of clean runs with other seeds of the weights."""
+    """The largest difference between the last losses of clean runs with other seeds of the weights."""
     losses = [last_loss(run(seed=seed)[1]) for seed in (1, 2, 3)]
-    return 2 * (max(losses) - min(losses))
+    return max(losses) - min(losses)
 
 
 def test_an_outlier_is_judged_by_accepted_steps_only():
@@ -211,6 +213,9 @@ def test_a_poisoned_range_of_data_is_left_out_after_going_back(tmp_path, undistu
     assert [event.kind for event in events] == ["skipped_update"] * 3 + ["rolled_back"]
     assert events[-1].evidence == {"anchor": 40, "left_out": [43, 59], "rejected": [45, 48]}
     assert [step for step, row in enumerate(history) if row.get("left_out")] == list(range(43, 59))
+    # Made up for with the data after the last step: as many updates, at the same rates, as without the fault.
+    rates = [row["learning_rate"] for row in history if not row["skipped"]]
+    assert rates == [row["learning_rate"] for row in undisturbed[1]]
     assert abs(last_loss(history) - last_loss(undisturbed[1])) < noise
     again = run(poisoned_range, tmp_path / "b", checkpoint_seconds=0.0)  # clocks have no say in where it goes back to
     assert again[1] == history

@@ -84,7 +84,7 @@ def _run(context: StepContext) -> Mapping[str, Any]:
         decay_share=plan["schedule"]["decay_share"],
         weight_decay=config.weight_decay,
         micro_batch_rows=config.micro_batch_rows,
-        guard=GuardConfig(spikes=True),
+        guard=GuardConfig(spikes=True, make_up=True),
     )
     model = Transformer(ModelConfig(**plan["model"]), seed=config.seed)
     progress = training_progress(context, plan["batch_tokens"], "tokens")

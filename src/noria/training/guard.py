@@ -45,6 +45,11 @@ class GuardConfig(BaseModel):
     )
     lead_steps: int = Field(default=4, ge=0, description="steps before the first rejected one that are left out too")
     skip_steps: int = Field(default=32, ge=1, description="steps from the first rejected one on that are left out")
+    make_up: bool = Field(
+        default=False,
+        description="steps left out are made up for with the data after the last step; for data without an end "
+        "(pretraining): the run then takes as many steps, at the same rates, as an undisturbed one",
+    )
     rollbacks: int = Field(default=3, ge=0, description="how often a run may roll back before it gives up")
     replay_steps: int = Field(
         default=200, ge=0, description="every so many steps the gradient is computed twice: costs 0.5% (0: never)"

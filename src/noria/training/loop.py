@@ -80,9 +80,10 @@ def train(
     watch.remember()
     model.train()
     with run:
-        while (step := len(run.history)) < config.steps:
+        while (step := len(run.history)) < config.steps + run.made_up:
+            rate = config.rate(run.position(step))
             if run.leaves_out(step):
-                run.record({"learning_rate": config.rate(step), "tokens": 0.0, "skipped": 1.0, "left_out": 1.0})
+                run.record({"learning_rate": rate, "tokens": 0.0, "skipped": 1.0, "left_out": 1.0})
                 continue
             annotated = annotate(step)
             gradient, verdict = watch.gradient(step, annotated.batch, run.history)
@@ -90,7 +91,7 @@ def train(
                 run.return_to_last(step)
                 watch.remember()
                 continue
-            rate, accepted = config.rate(step), verdict == "accept"
+            accepted = verdict == "accept"
             # Moments must never see a rejected gradient, so the whole update is left out (not multiplied by zero).
             if accepted:
                 apply_gradient(model, optimizer, gradient, rate, config.max_gradient_norm)

@@ -84,11 +84,22 @@ class Run:
     def leaves_out(self, step: int) -> bool:
         return any(start <= step < stop for start, stop in self._left_out)
 
+    @property
+    def made_up(self) -> int:
+        """Steps beyond the last one that make up for those left out."""
+        return sum(stop - start for start, stop in self._left_out) if self._guard.make_up else 0
+
+    def position(self, step: int) -> int:
+        """Where `step` lies in the schedule: steps left out do not advance it if they are made up for."""
+        if not self._guard.make_up:
+            return step
+        return step - sum(max(0, min(stop, step) - start) for start, stop in self._left_out)
+
     def record(self, metrics: Mapping[str, float]) -> None:
         """Append a step's metrics and tell of them. Plain floats: a checkpoint holds nothing else."""
         self.history.append({name: float(value) for name, value in metrics.items()})
         if self._progress.on_step and self._progress.ranks.is_first:
-            self._progress.on_step(len(self.history) - 1, self._steps, self.history[-1])
+            self._progress.on_step(len(self.history) - 1, self._steps + self.made_up, self.history[-1])
 
     def tell(self, event: Event) -> None:
         """Keep an event and tell of it. A step repeated after going back does not tell the same again."""
@@ -174,7 +185,7 @@ class Run:
         found = self._line()
         if found:
             taken = checkpoint.steps_of(found[-1])
-            if taken > self._steps:
+            if taken > self._steps + self.made_up:
                 raise CheckpointError(
                     f"the checkpoint in {self._progress.folder} is of a run of at least {taken} steps, and this one "
                     f"has {self._steps}; remove it to start this step from its beginning"
