@@ -8,6 +8,8 @@ raw data -> data engineering -> system recipe -> pretraining -> post-training ->
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from noria.artifacts import Artifact, Numerics, Step, Store, StoreError
 from noria.loops.evals_to_pretraining import Config as MixtureRule
 from noria.loops.evals_to_pretraining import evals_to_pretraining
@@ -30,7 +32,6 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
     """All steps of `turn`, inputs before what reads them. From turn 2 on, the turn before must lie in `store`."""
     previous = _Previous(recipe, turn, store) if turn > 1 else None
     run, threads = recipe.run, recipe.run.threads
-    numerics = Numerics(threads=threads)
 
     # What everything is measured by comes first: stage 2 decontaminates against the registry, and each grader's error
     # rates are known before any of them rewards or judges.
@@ -84,6 +85,29 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
         "student_control": control,
         "quantised": quantised,
     }
+
+    return [
+        *(registry, graders, raw, corpus, tokenizer),
+        *(documents for documents in learned.values() if isinstance(documents, Step)),
+        *(shards, ladder, plan, base),
+        *(tasks, cold_start, reasoning, rejection, aligned),
+        *(demonstrations, agent_start, agent, agent_results),
+        *(teacher_traces, student_base, student, control, quantised),
+        *_judge_and_release(recipe, turn, models, agent_results, registry, shards, previous),
+    ]
+
+
+def _judge_and_release(
+    recipe: Recipe,
+    turn: int,
+    models: Mapping[str, Step],
+    agent_results: Step,
+    registry: Step,
+    shards: Step,
+    previous: _Previous | None,
+) -> list[Step]:
+    """Evaluate every model, decide on a release, serve it; its traffic and evaluations prepare the next turn."""
+    numerics = Numerics(threads=recipe.run.threads)
     evaluations = {
         name: s6.evaluate(recipe.evaluation, model, registry, name, numerics) for name, model in models.items()
     }
@@ -115,12 +139,6 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
     next_mixture = evals_to_pretraining(MixtureRule(), verdict, {}, teaches, shards, turn)
 
     return [
-        *(registry, graders, raw, corpus, tokenizer),
-        *(documents for documents in learned.values() if isinstance(documents, Step)),
-        *(shards, ladder, plan, base),
-        *(tasks, cold_start, reasoning, rejection, aligned),
-        *(demonstrations, agent_start, agent, agent_results),
-        *(teacher_traces, student_base, student, control, quantised),
         *(*evaluations.values(), comparison, students),
         *((incumbent_evaluation,) if incumbent_evaluation else ()),
         *(candidates, verdict, release, traffic, next_traffic, next_mixture),
