@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from noria.model import Transformer
 from noria.training.batch import TokenBatch
+from noria.training.compute import Precision, computing
 from noria.training.guard import GuardConfig
 from noria.training.objectives import PolicyLoss
 from noria.training.optim import MuonAdamW
@@ -37,6 +38,11 @@ class LoopConfig(BaseModel):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     micro_batch_rows: int = Field(default=64, ge=1, description="rows a forward pass; changes memory, not the result")
     muon: bool = Field(default=True, description="Muon for hidden matrices; false: AdamW for all")
+    precision: Precision = Field(default="float32", description="of matrix products; weights and sums stay fp32")
+    compile: bool = Field(default=False, description="torch.compile each block; needs a C++ compiler")
+    recompute_activations: bool = Field(
+        default=False, description="activation checkpointing: less memory, a third more products"
+    )
     guard: GuardConfig = GuardConfig()
 
     def rate(self, step: int) -> float:
@@ -74,7 +80,10 @@ def train(
     watch = Watch(model, optimizer, config.guard, config.micro_batch_rows, bounds, progress.ranks, run.tell)
     watch.remember()
     model.train()
-    with run:
+    how = computing(
+        model, config.precision, compiled=config.compile, recompute_activations=config.recompute_activations
+    )
+    with how, run:
         while (step := len(run.history)) < config.steps:
             if run.leaves_out(step):
                 run.record({"learning_rate": config.rate(step), "tokens": 0.0, "skipped": 1.0, "left_out": 1.0})
