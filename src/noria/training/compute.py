@@ -24,11 +24,12 @@ Precision = Literal["float32", "bfloat16"]
 def computing(
     model: Transformer, precision: Precision, *, compiled: bool, recompute_activations: bool
 ) -> Iterator[None]:
-    """Within it, passes of `model.hidden` that are differentiated compute as asked. Raises ValueError without a compiler.
+    """Within it, passes of `model.hidden` that are differentiated compute as asked.
 
     bfloat16: products in bf16 from weights rounded for each use (autocast); the residual stream, norms, softmax and the
     loss's statistics in fp32. Blocks are compiled one by one: they share one compilation, and nothing outside them
     costs much. Recomputing keeps only each block's input: about a third more products, most of the memory saved.
+    Raises ValueError where there is no compiler.
     """
     if compiled:
         check_compiler()
@@ -47,6 +48,7 @@ def computing(
         yield
         return
     forwards = [_forward(block, compiled, recompute_activations) for block in model.blocks]
+    hidden.is_compiled = compiled  # type: ignore[attr-defined]
     model.hidden = hidden  # type: ignore[method-assign]
     try:
         yield
@@ -55,6 +57,11 @@ def computing(
             model.hidden = plain  # type: ignore[method-assign]
         else:
             del model.hidden
+
+
+def is_compiled(model: Transformer) -> bool:
+    """Whether the model is within `computing` with compilation: the loss then compiles its passes over logits too."""
+    return getattr(model.hidden, "is_compiled", False)
 
 
 def check_compiler() -> None:

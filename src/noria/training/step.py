@@ -20,6 +20,7 @@ from torch import Tensor
 from noria.model import Transformer
 from noria.training.batch import TokenBatch
 from noria.training.chunked_loss import Chosen, Terms, chunked_sums
+from noria.training.compute import is_compiled
 from noria.training.integrity import checksum
 from noria.training.objectives import PolicyLoss, distillation, policy_gradient, reference_kl
 from noria.training.optim import MuonAdamW
@@ -127,7 +128,8 @@ def loss_of(
         return sum((sums[name] / counts[name] for name in sums), start=torch.zeros(())), sums
     target_N, ids_NK = batch.tokens_BT[:, 1:][chosen_BT], teacher_ids(batch, chosen_BT)
     terms, cap = loss_terms(batch, chosen_BT, bounds), model.config.logit_soft_cap
-    return chunked_sums(hidden_ND, model.head.weight, target_N, ids_NK, terms, counts, cap)
+    compiled = is_compiled(model)
+    return chunked_sums(hidden_ND, model.head.weight, target_N, ids_NK, terms, counts, cap, compiled=compiled)
 
 
 def loss_sums(model: Transformer, batch: TokenBatch, bounds: PolicyLoss) -> dict[str, Tensor]:
