@@ -197,7 +197,7 @@ def test_distillation_by_draws_is_unbiased():
     logits = torch.randn(3, vocabulary, generator=g, requires_grad=True)
     ids = torch.multinomial(teacher, draws, replacement=True, generator=g)
     weight = torch.tensor([1.0, 0.5, 2.0])
-    loss = distillation(logits.log_softmax(-1), ids, torch.full(ids.shape, 1.0 / draws), weight)
+    loss = distillation(logits.log_softmax(-1).gather(1, ids), torch.full(ids.shape, 1.0 / draws), weight)
     exact = -(weight[:, None] * teacher * logits.log_softmax(-1)).sum()
     assert loss.item() == pytest.approx(exact.item(), rel=0.01)
     (by_draws,) = torch.autograd.grad(loss, logits)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noria.model.blocked_attention import blocked_attention, is_faster
 from noria.model.config import ModelConfig
 from noria.model.rope import rotary_angles, rotate
 
@@ -88,6 +89,17 @@ def attend(
         mask = torch.ones(query_BHTd.shape[2], key_BGSd.shape[2], dtype=torch.bool, device=key_BGSd.device).tril()
     if bias_BHTS is not None and mask is not None:
         mask = bias_BHTS.masked_fill(~mask, -torch.inf).to(query_BHTd.dtype)
+    if (
+        soft_cap is None
+        and bias_BHTS is None
+        and is_faster(query_BHTd, key_BGSd)
+        and key_BGSd.shape == value_BGSd.shape
+    ):
+        length = query_BHTd.shape[2]
+        seen = torch.ones(1, 1, length, length, dtype=torch.bool).tril() if mask is None else mask
+        return blocked_attention(
+            query_BHTd, key_BGSd, value_BGSd, seen, query_BHTd.shape[-1] ** -0.5 if scale is None else scale
+        )
     if soft_cap is None:
         return F.scaled_dot_product_attention(
             query_BHTd,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from noria.model import Transformer, balance_experts
 from noria.training.batch import TokenBatch
+from noria.training.compute import Precision, computing
 from noria.training.guard import GuardConfig
 from noria.training.objectives import PolicyLoss
 from noria.training.optim import MuonAdamW
@@ -41,6 +42,11 @@ class LoopConfig(BaseModel):
     muon: bool = Field(default=True, description="Muon for hidden matrices; false: AdamW for all")
     expert_bias_rate: float = Field(
         default=0.001, ge=0, description="step of the routers' biases, where the model has experts (model/moe.py)"
+    )
+    precision: Precision = Field(default="float32", description="of matrix products; weights and sums stay fp32")
+    compile: bool = Field(default=False, description="torch.compile each block; needs a C++ compiler")
+    recompute_activations: bool = Field(
+        default=False, description="activation checkpointing: less memory, a third more products"
     )
     guard: GuardConfig = GuardConfig()
 
@@ -79,7 +85,10 @@ def train(
     watch = Watch(model, optimizer, config.guard, config.micro_batch_rows, bounds, progress.ranks, run.tell)
     watch.remember()
     model.train()
-    with run:
+    how = computing(
+        model, config.precision, compiled=config.compile, recompute_activations=config.recompute_activations
+    )
+    with how, run:
         while (step := len(run.history)) < config.steps + run.made_up:
             rate = config.rate(run.position(step))
             if run.leaves_out(step):

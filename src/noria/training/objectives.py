@@ -46,10 +46,10 @@ def reference_kl(logprob_N: Tensor, reference_logprob_N: Tensor, weight_N: Tenso
     return (weight_N * (difference_N.exp() - difference_N - 1.0)).sum()
 
 
-def distillation(logprobs_NV: Tensor, teacher_ids_NK: Tensor, teacher_weight_NK: Tensor, weight_N: Tensor) -> Tensor:
-    """-sum w * sum_k q_k log p(id_k): cross-entropy to ids drawn from the teacher.
+def distillation(logprob_NK: Tensor, teacher_weight_NK: Tensor, weight_N: Tensor) -> Tensor:
+    """-sum w * sum_k q_k log p(id_k): cross-entropy to ids drawn from the teacher, `logprob_NK` the student's of them.
 
     With draws from the teacher's full distribution it is an unbiased estimate of the cross-entropy to it, where keeping
     only the top k is not (random-sampling KD, arXiv 2503.16870).
     """
-    return -(weight_N[:, None] * teacher_weight_NK * logprobs_NV.gather(1, teacher_ids_NK)).sum()
+    return -(weight_N[:, None] * teacher_weight_NK * logprob_NK).sum()

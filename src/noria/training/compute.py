@@ -1,0 +1,95 @@
+"""How a model computes while it trains: bf16 products, compiled blocks, recomputed activations. Applied from outside.
+
+The weights, their gradients and the optimiser stay in fp32; what is not differentiated (evaluations, sampling) computes
+as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from noria.model import Transformer
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@contextmanager
+def computing(
+    model: Transformer, precision: Precision, *, compiled: bool, recompute_activations: bool
+) -> Iterator[None]:
+    """Within it, passes of `model.hidden` that are differentiated compute as asked.
+
+    bfloat16: products in bf16 from weights rounded for each use (autocast); the residual stream, norms, softmax and the
+    loss's statistics in fp32. Blocks are compiled one by one: they share one compilation, and nothing outside them
+    costs much. Recomputing keeps only each block's input: about a third more products, most of the memory saved.
+    Raises ValueError where there is no compiler.
+    """
+    if compiled:
+        check_compiler()
+    plain: Callable[..., Tensor] = model.hidden
+    was_patched = "hidden" in vars(model)
+
+    def hidden(tokens_BT: Tensor, *others: Any, **named: Any) -> Tensor:
+        if not torch.is_grad_enabled() or named.get("cache") is not None:
+            return plain(tokens_BT, *others, **named)
+        with _blocks(model, forwards), torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=is_low):
+            states = plain(tokens_BT, *others, **named)
+        return states.to(torch.bfloat16) if is_low else states
+
+    is_low = precision == "bfloat16"
+    if not (is_low or compiled or recompute_activations):
+        yield
+        return
+    forwards = [_forward(block, compiled, recompute_activations) for block in model.blocks]
+    hidden.is_compiled = compiled  # type: ignore[attr-defined]
+    model.hidden = hidden  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if was_patched:
+            model.hidden = plain  # type: ignore[method-assign]
+        else:
+            del model.hidden
+
+
+def is_compiled(model: Transformer) -> bool:
+    """Whether the model is within `computing` with compilation: the loss then compiles its passes over logits too."""
+    return getattr(model.hidden, "is_compiled", False)
+
+
+def check_compiler() -> None:
+    """Raises ValueError, saying what to do, where `torch.compile` has no C++ compiler to call (CPU)."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ValueError(
+            "compile = true needs a C++ compiler, and none was found: install g++ (apt install g++) or clang, name one "
+            "in the environment variable CXX, or set compile = false"
+        ) from error
+
+
+def _forward(block: torch.nn.Module, compiled: bool, recompute_activations: bool) -> Callable[..., Any]:
+    forward = torch.compile(block.forward) if compiled else block.forward
+    return partial(checkpoint, forward, use_reentrant=False) if recompute_activations else forward
+
+
+@contextmanager
+def _blocks(model: Transformer, forwards: list[Callable[..., Any]]) -> Iterator[None]:
+    """Blocks call `forwards` in place of their own forward."""
+    for block, forward in zip(model.blocks, forwards, strict=True):
+        block.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for block in model.blocks:
+            del block.forward
