@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -114,7 +115,8 @@ def tamper_evidence(source: str) -> list[str]:
     A static scan proves nothing either way; it tells people (and a monitor) where to look.
     """
     try:
-        tree = ast.parse(source)
+        with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # of a model's code, not of ours
+            tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     found = set()

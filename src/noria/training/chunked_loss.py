@@ -112,7 +112,7 @@ class _ChunkedSums(torch.autograd.Function):
             with torch.set_grad_enabled(wants_gradient):
                 value = evaluate(terms, counts, part, leaf_CK, sums)
             total += value.detach()
-            if wants_gradient:
+            if grad_hidden_ND is not None and grad_head_VD is not None and product_VD is not None:
                 (slope_CK,) = torch.autograd.grad(value, leaf_CK)
                 slope_CV = logit_slopes(logits_CV, ids_CK, logprob_CK, slope_CK, soft_cap, compiled)
                 grad_hidden_ND[part] = slope_CV @ head

@@ -87,7 +87,7 @@ def _forward(block: torch.nn.Module, compiled: bool, recompute_activations: bool
 def _blocks(model: Transformer, forwards: list[Callable[..., Any]]) -> Iterator[None]:
     """Blocks call `forwards` in place of their own forward."""
     for block, forward in zip(model.blocks, forwards, strict=True):
-        block.forward = forward  # type: ignore[method-assign]
+        block.forward = forward
     try:
         yield
     finally:

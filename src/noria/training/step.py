@@ -147,7 +147,7 @@ def _sums_from_whole_logits(
     logprob_N = logprobs_NV.gather(1, batch.tokens_BT[:, 1:][chosen_BT][:, None])[:, 0]
     ids_NK = teacher_ids(batch, chosen_BT)
     chosen = Chosen(logprob_N, None if ids_NK is None else logprobs_NV.gather(1, ids_NK))
-    return loss_terms(batch, chosen_BT, bounds)(slice(None), chosen)
+    return dict(loss_terms(batch, chosen_BT, bounds)(slice(None), chosen))
 
 
 def chosen_targets(batch: TokenBatch) -> Tensor | None:
