@@ -5,8 +5,8 @@
 PYTHON is an interpreter of an environment of its own with the same torch, transformers and litgpt. Every contestant
 trains from the same shape on the same tokens with AdamW, clipping and torch.compile, in a process of its own, and they
 take turns step by step, so that a neighbour on the machine slows all of them. A peer runs with fp32 weights under bf16
-autocast, which is what our loop does, and with bf16 weights and moments: a row each, the smaller ratio counts. Memory is
-the largest resident set during timed steps.
+autocast, which is what our loop does, and with bf16 weights and moments: a row each, the smaller ratio counts. Memory
+is the largest resident set during timed steps.
 
 With one thread the clock is processor time (a shared machine does not count), otherwise wall time. --quick measures the
 smallest size with few repetitions, and says so. A peer that is missing or fails ends the benchmark.
