@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from noria.model import ModelConfig, Transformer
+from noria.training import optim
 from noria.training.optim import MuonAdamW, orthogonalise, partition
-from noria.training.schedule import rate_at
+from noria.training.schedule import decay_ends, ramped_rows, rate_at, weight_decay_for
 
 TINY = ModelConfig(vocab_size=32, width=16, layers=2, heads=2, kv_heads=1, ffn_width=32, context=16)
 
@@ -85,6 +86,41 @@ def test_every_parameter_belongs_to_exactly_one_part():
     assert any(p is model.embedding.weight for p in other) and any(p is model.head.weight for p in other)
 
 
+def test_each_expert_is_orthogonalised_on_its_own():
+    moe = {"experts": 3, "chosen": 1, "expert_width": 8}
+    model = Transformer(ModelConfig(**{**TINY.model_dump(), "moe": moe}))
+    up = model.blocks[0].moe.up
+    assert any(parameter is up for parameter in partition(model)[0])
+    before, rate = up.detach().clone(), 0.1
+    up.grad = torch.randn(up.shape, generator=torch.Generator().manual_seed(0))
+    MuonAdamW(model, rate, weight_decay=0.0).step()
+    for expert in range(3):
+        # From zero momentum, Nesterov's mixture points where the gradient does, and orthogonalising drops its length.
+        twin = before[expert] - rate * 0.2 * max(up.shape[1:]) ** 0.5 * orthogonalise(up.grad[expert][None])[0]
+        torch.testing.assert_close(up[expert].detach(), twin, atol=1e-5, rtol=1e-4)
+
+
+def test_newton_schulz_in_bf16_turns_a_matrix_as_in_fp32():
+    matrices = torch.randn(2, 32, 48, generator=torch.Generator().manual_seed(0))
+    low, exact = orthogonalise(matrices, dtype=torch.bfloat16), orthogonalise(matrices)
+    assert low.dtype == torch.float32
+    assert (low - exact).norm() < 0.05 * exact.norm()
+
+
+def test_adamw_in_blocks_is_adamw_on_the_whole_bit_for_bit(monkeypatch):
+    def stepped(block):
+        monkeypatch.setattr(optim, "ADAMW_BLOCK", block)
+        model = Transformer(TINY)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+        optimizer = MuonAdamW(model, 0.01, muon=False)
+        optimizer.step()
+        optimizer.step()
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    assert torch.equal(stepped(64), stepped(1 << 20))
+
+
 @pytest.mark.parametrize("schedule", ["wsd", "linear", "cosine", "constant"])
 def test_schedules_warm_up_to_the_peak_and_never_leave_zero_to_one(schedule):
     rates = [rate_at(schedule, step, 100, 10, 0.4) for step in range(100)]
@@ -101,3 +137,33 @@ def test_schedules_end_where_they_say():
     assert rate_at("constant", 99, 100, 10) == 1.0
     for schedule in ("wsd", "linear", "cosine", "constant"):
         assert rate_at(schedule, 0, 1, 0) == 1.0  # a run of one step steps
+
+
+def test_wsd_s_decays_to_zero_at_every_doubling_and_returns_to_full_rate():
+    assert decay_ends(400, 10) == [(0, 50), (50, 100), (100, 200), (200, 400)]
+    rates = [rate_at("wsd_s", step, 400, 10, 0.4) for step in range(400)]
+    for start, end in decay_ends(400, 10):
+        assert rates[end - 1] <= 1 / (0.4 * (end - start)) + 1e-12
+        assert rates[max(start, 10)] == rates[int(end - 0.4 * (end - start))] == 1.0
+    assert all(0 < rate <= 1 for rate in rates) and rate_at("wsd_s", 0, 1, 0) == 1.0
+
+
+def test_a_run_too_short_for_two_spans_of_wsd_s_is_wsd():
+    wsd, repeated = ([rate_at(name, step, 60, 10, 0.3) for step in range(60)] for name in ("wsd", "wsd_s"))
+    assert wsd == repeated
+
+
+def test_the_batch_ramp_never_falls_and_ends_at_the_whole_batch():
+    rows = [ramped_rows(step, 64, 100) for step in range(200)]
+    assert rows[0] == 16 and rows == sorted(rows) and set(rows[100:]) == {64}
+    assert ramped_rows(0, 1, 100) == 1 and ramped_rows(0, 64, 0) == 64
+
+
+def test_weight_decay_keeps_the_time_scale_and_follows_its_power_law():
+    run = {"parameters": 1e6, "train_tokens": 2e7, "batch_tokens": 1e4, "learning_rate": 0.01, "reference_tau": 0.25}
+    decay = weight_decay_for(**run)
+    assert 1e4 / (0.01 * decay * 2e7) == pytest.approx(0.25)
+    assert weight_decay_for(**{**run, "batch_tokens": 2e4}) == pytest.approx(2 * decay)
+    assert weight_decay_for(**{**run, "learning_rate": 0.02}) == pytest.approx(decay / 2)
+    longer = weight_decay_for(**{**run, "train_tokens": 4e7})
+    assert longer == pytest.approx(decay / 2 * 2**0.527)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,6 +51,10 @@ class LoopConfig(BaseModel):
     )
     guard: GuardConfig = GuardConfig()
 
+    def optimizer(self, model: Transformer) -> MuonAdamW:
+        products = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        return MuonAdamW(model, self.learning_rate, self.weight_decay, muon=self.muon, products=products)
+
     def rate(self, step: int) -> float:
         """The learning rate at a step."""
         factor = rate_at(self.schedule, step, self.steps, self.warmup_steps, self.decay_share)
@@ -80,7 +85,7 @@ def train(
     is to blame, CheckpointError when a checkpoint can't be read or written.
     """
     progress, bounds = progress or Progress(), bounds or PolicyLoss()
-    optimizer = MuonAdamW(model, config.learning_rate, config.weight_decay, muon=config.muon)
+    optimizer = config.optimizer(model)
     run = Run(model, optimizer, progress, config.guard, config.steps)
     watch = Watch(model, optimizer, config.guard, config.micro_batch_rows, bounds, progress.ranks, run.tell)
     watch.remember()

@@ -1,6 +1,6 @@
 """Muon for the hidden matrices, AdamW for everything else, as one optimiser with one learning rate.
 
-m rows, n columns of a weight matrix; C matrices of one shape, stepped together.
+m rows, n columns of a weight matrix; C matrices of one shape, stepped together; E experts.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from noria.training.parallel import local, share, whole
 
 # Newton-Schulz coefficients that push singular values into about [0.7, 1.2] in five iterations (Jordan 2024, Muon).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+# Numbers that AdamW steps at once on a CPU: parameter, gradient, two moments and two results of 128 kB each.
+ADAMW_BLOCK = 1 << 15
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Muon with the one-rate scaling of Moonlight (arXiv 2502.16982): each orthogonalised update is multiplied by
     0.2*sqrt(max(m, n)), which gives it AdamW's typical root mean square, so that both parts share rate and decay.
+
+    This is the one-rate variant: there is no other rate to tune. Experts, stored as one tensor (E, m, n), are
+    orthogonalised each on its own. `products` is the dtype of Newton-Schulz: bf16 where the machine is fast at it (as
+    its author runs it; updates differ by 3 to 4%), fp32 otherwise.
 
     Decay applies to hidden matrices only: norms, embedding and head are not pulled to zero. Without `muon`, AdamW steps
     the hidden matrices too, with their decay.
@@ -32,7 +38,9 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         muon: bool = True,
+        products: torch.dtype = torch.float32,
     ) -> None:
+        self._products = products
         hidden, other = partition(model)
         shared = {"lr": learning_rate, "momentum": momentum, "betas": betas}
         groups = ((hidden, "muon" if muon else "adamw", weight_decay), (other, "adamw", 0.0))
@@ -82,45 +90,58 @@ class MuonAdamW(torch.optim.Optimizer):
                 momentum.lerp_(gradient, 1.0 - group["momentum"])
                 nesterov = torch.lerp(gradient, momentum, group["momentum"])
                 updates.append(whole(nesterov, like=parameter))
-            scale = 0.2 * max(shape) ** 0.5
-            for parameter, update in zip(matrices, orthogonalise(torch.stack(updates)), strict=True):
+            scale = 0.2 * max(shape[-2:]) ** 0.5
+            stacked = torch.stack(updates)
+            turned = orthogonalise(stacked.flatten(0, -3), dtype=self._products).view_as(stacked)
+            for parameter, update in zip(matrices, turned, strict=True):
                 local(parameter).mul_(1.0 - group["lr"] * group["weight_decay"]).add_(
                     share(update, like=parameter), alpha=-group["lr"] * scale
                 )
 
     def _adamw(self, group: dict, parameters: list[Tensor]) -> None:
+        """In blocks that stay in a core's cache over the dozen passes that a step makes, and need little room."""
+        first_beta, second_beta = group["betas"]
         for parameter in parameters:
             assert parameter.grad is not None
             state = self._moments(parameter, "adamw")
             state["step"] += 1
-            gradient, own = local(parameter.grad), local(parameter)
-            first_moment, second_moment = local(state["first"]), local(state["second"])
-            first_beta, second_beta = group["betas"]
-            first_moment.lerp_(gradient, 1.0 - first_beta)
-            second_moment.mul_(second_beta).addcmul_(gradient, gradient, value=1.0 - second_beta)
-            first = first_moment / (1.0 - first_beta ** state["step"])
-            second = second_moment / (1.0 - second_beta ** state["step"])
-            own.mul_(1.0 - group["lr"] * group["weight_decay"])
-            own.addcdiv_(first, second.sqrt().add_(1e-8), value=-group["lr"])
+            tensors = (local(parameter), local(parameter.grad), local(state["first"]), local(state["second"]))
+            blocks = zip(*(_in_blocks(tensor) for tensor in tensors), strict=True)
+            for own, gradient, first_moment, second_moment in blocks:
+                first_moment.lerp_(gradient, 1.0 - first_beta)
+                second_moment.mul_(second_beta).addcmul_(gradient, gradient, value=1.0 - second_beta)
+                first = first_moment / (1.0 - first_beta ** state["step"])
+                second = second_moment / (1.0 - second_beta ** state["step"])
+                own.mul_(1.0 - group["lr"] * group["weight_decay"])
+                own.addcdiv_(first, second.sqrt_().add_(1e-8), value=-group["lr"])
 
 
-def orthogonalise(matrices_Cmn: Tensor, iterations: int = 5) -> Tensor:
-    """Approximately U V^T of each matrix's U S V^T, by Newton-Schulz iteration on the shorter side, in fp32."""
+def _in_blocks(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Views of all numbers in order. Whole on a GPU, where a pass costs a launch, and where memory is not in order."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.numel() <= ADAMW_BLOCK:
+        return (tensor,)
+    return tensor.view(-1).split(ADAMW_BLOCK)
+
+
+def orthogonalise(matrices_Cmn: Tensor, iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Approximately U V^T of each matrix's U S V^T, by Newton-Schulz iteration on the shorter side, in `dtype`."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices_Cmn.shape[1] > matrices_Cmn.shape[2]
     x = matrices_Cmn.mT if tall else matrices_Cmn
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x.to(dtype)
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x.to(matrices_Cmn.dtype)
     return x.mT if tall else x
 
 
 def partition(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """(hidden matrices, all other parameters); embedding and head count as other (Muon's authors' rule)."""
+    """(hidden matrices, stacks of experts included; all others). Embedding and head are others (Muon's authors)."""
     hidden: list[Tensor] = []
     other: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        is_hidden = parameter.ndim == 2 and not name.startswith(("embedding", "head"))
+        is_hidden = parameter.ndim in (2, 3) and not name.startswith(("embedding", "head"))
         (hidden if is_hidden else other).append(parameter)
     return hidden, other

@@ -81,7 +81,7 @@ def apply_gradient(
     if not gradient.losses:
         return
     scale = min(1.0, max_gradient_norm / (gradient.norm + 1e-12))
-    for parameter in model.parameters():
+    for parameter in model.parameters() if scale < 1.0 else ():
         if parameter.grad is not None:
             parameter.grad.mul_(scale)
     for group in optimizer.param_groups:
