@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -109,3 +111,11 @@ def test_pip_finds_a_local_package_without_building_it(monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     assert fetch(PACKAGE, tmp_path / "cache").read_bytes() == RAW
+
+
+def test_a_download_leaves_the_process_able_to_compile():
+    """pip and setuptools quarrel over distutils; torch.compile needs the latter after the former was loaded."""
+    code = "from noria.data.fetch import Package, _pip; package = Package(name='x', version='1', filename='x.whl', "
+    code += "sha256='0' * 64)\nwith _pip(package): pass\nimport distutils.core, setuptools.command.build_ext"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,10 @@ def _download(package: Package) -> Iterator[bytes]:
 @contextmanager
 def _pip(package: Package) -> Iterator[tuple[Any, Any]]:
     """pip's session and finder, as `pip download --no-deps` would set them up."""
+    # setuptools replaces the standard library's distutils, and no longer can once pip has loaded that: torch.compile,
+    # which imports setuptools, would then fail later in this process.
+    with suppress(ImportError):
+        import setuptools  # noqa: F401
     from pip._internal.commands import create_command
 
     logging.getLogger("pip").setLevel(logging.ERROR)
