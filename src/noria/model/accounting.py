@@ -54,15 +54,6 @@ def ffn_matrices(config: ModelConfig, layer: int, active: bool) -> int:
     return config.width * moe.experts + matrices * config.width * moe.expert_width * met
 
 
-def expert_parameters(config: ModelConfig) -> int:
-    """Weights of the routed experts, which are stored as one tensor (E, rows, columns) a matrix."""
-    if config.moe is None:
-        return 0
-    matrices = 3 if config.gated_ffn else 2
-    layers = config.layers - config.moe.first_dense
-    return layers * config.moe.experts * matrices * config.width * config.moe.expert_width
-
-
 def vectors(config: ModelConfig) -> int:
     """Trained numbers that are no matrix: norms, biases, the queries of attention residuals."""
     layer = (4 if config.post_norm else 2) * config.width

@@ -33,15 +33,15 @@ def training_bytes(
 ) -> TrainingMemory:
     """What one process holds for micro-batches of `rows` packed sequences, without checkpointing, compiling, sharding.
 
-    Optimiser: Muon keeps one moment for each matrix of the layers, AdamW two for the embedding, the head, the norms
-    and the stacked matrices of routed experts. The loss holds the logits and their log-probabilities, and under a cap
-    the tanh of the logits.
+    Optimiser: Muon keeps one moment for each matrix of the layers, experts included, AdamW two for the embedding, the
+    head and the norms. The loss holds the logits and their log-probabilities, and under a cap the tanh of the logits;
+    above `step.WHOLE_LOGITS_VOCABULARY` it holds only a chunk of them, so there this is more than is needed.
     """
     length = sequence_length or model.context
     tokens = rows * length
     parameters = model.parameters()
     tables = (1 if model.tied else 2) * model.vocab_size * model.width
-    by_muon = parameters - tables - accounting.vectors(model) - accounting.expert_parameters(model)
+    by_muon = parameters - tables - accounting.vectors(model)
     return TrainingMemory(
         weights=parameters * FP32,
         gradients=parameters * FP32,
