@@ -52,7 +52,7 @@ def test_what_was_saved_is_read_back_into_the_tensors_that_are_there(folder):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda raw: raw[:-1],
+        lambda raw: raw[:-2],  # of the manifest, the last byte is a mere line end
         lambda raw: raw[: len(raw) // 2],
         lambda raw: b"",
         lambda raw: raw[:-20] + bytes([raw[-20] ^ 1]) + raw[-19:],
@@ -66,13 +66,6 @@ def test_a_truncated_altered_or_missing_file_is_refused_by_name(folder, name, da
         path.unlink()
     else:
         path.write_bytes(damage(path.read_bytes()))
-    if (
-        name == MANIFEST
-        and damage is not None
-        and path.read_bytes().endswith(b"}")
-        and b"\xff" not in path.read_bytes()
-    ):
-        pytest.skip("a flipped blank of the manifest that leaves it equal")
     with pytest.raises(CheckpointError, match=r"truncated or altered; remove the folder step-00000003 to start from"):
         verify(folder)
 
