@@ -101,3 +101,21 @@ def test_turn_two_runs_on_what_was_said_to_a_server(store: Path) -> None:
     assert shards is not None and documents.key in shards.manifest.inputs.values()
     assert "nothing to do" in noria(store, "run", RECIPE, "--turn", "2")
     assert "nothing to do" in noria(store, "run", RECIPE)
+
+
+def test_a_recipe_pretrains_on_two_processes_to_the_losses_of_one(store: Path) -> None:
+    """Sums over ranks have another order: losses agree within 1e-4 nats after every step."""
+    from noria.artifacts import Store
+
+    def losses(processes: int) -> list[float]:
+        batch = ("--set", "system.batch_tokens=1024")  # four rows a step, two for each of two ranks
+        noria(store, "run", RECIPE, "--only", "plan", *batch)
+        noria(store, "run", RECIPE, "--only", "base_model", *batch, "--set", f"pretraining.processes={processes}")
+        opened = Store(store)
+        made = opened.get(opened.resolve("base_model"))
+        assert made is not None
+        return [row["loss_ce"] for row in json.loads((made.content / "history.json").read_text())]
+
+    one, two = losses(1), losses(2)
+    assert len(one) > 10
+    assert two == pytest.approx(one, abs=1e-4) and two != one
