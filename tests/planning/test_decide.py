@@ -108,6 +108,18 @@ def test_ladder_gives_every_size_the_same_share_and_keeps_to_its_budget():
     assert 0.85 * 4e10 < sum(costs) + sweep <= 4e10
 
 
+def test_a_cap_on_tokens_hands_what_small_sizes_leave_to_the_larger_ones():
+    models, shares = [FAMILY.at(width) for width in (32, 64)], (0.25, 0.5, 1.0)
+    free = plan_ladder(models, 4e10, shares, rates=3, decay_share=0.4)
+    most = 7 * free.horizons[0][-1] * free.batch_tokens // 10
+    capped = plan_ladder(models, 4e10, shares, 3, 0.4, fixed_batch_tokens=free.batch_tokens, most_tokens=most)
+    assert all(steps[-1] * capped.batch_tokens <= most for steps in capped.horizons)
+    assert capped.horizons[1][-1] > free.horizons[1][-1] and capped.flops == pytest.approx(4e10)
+    # Where all are capped, less is spent, and the plan says so.
+    low = plan_ladder(models, 4e10, shares, 3, 0.4, fixed_batch_tokens=256, most_tokens=10_000)
+    assert {steps[-1] for steps in low.horizons} == {10_000 // 256} and low.flops < 2e10
+
+
 def test_a_ladder_too_small_to_train_says_how_much_it_needs():
     models = [FAMILY.at(32), FAMILY.at(64)]
     with pytest.raises(BudgetError, match=r"system.ladder_flops = 1e\+07 leaves") as caught:

@@ -33,8 +33,10 @@ def plan_ladder(
     rates: int,
     decay_share: float,
     fixed_batch_tokens: int | None = None,
+    most_tokens: float = math.inf,
 ) -> LadderPlan:
-    """Each size gets the same FLOPs, so small ones see many tokens and large ones few.
+    """Each size gets the same FLOPs, so small ones see many tokens and large ones few; none sees over `most_tokens`, and
+    what a size leaves unspent goes to the larger ones.
 
     What is to be predicted lies further out in both N and D than the ladder can reach at once; this way the smallest
     size reaches a D near it, and the largest an N near it, where equal horizons for all would leave D ten times short
@@ -45,9 +47,13 @@ def plan_ladder(
     models, shares = sorted(models, key=lambda model: model.parameters()), sorted(shares)
     scale = 1.0 / shares[-1]
     per_longest = (1 - decay_share) + decay_share * scale * sum(shares)
-    sweep = rates * scale * shares[0] if rates > 1 else 0.0
-    share = flops / (len(models) * per_longest + sweep)  # FLOPs of one run to a longest horizon
-    longest = [share / model.flops_per_token() for model in models]
+    swept = rates * scale * shares[0] if rates > 1 else 0.0
+    longest: list[float] = []
+    left = flops
+    for place, model in enumerate(models):
+        runs = (len(models) - place) * per_longest + (0.0 if place else swept)  # as runs to a longest horizon
+        longest.append(min(left / runs / model.flops_per_token(), most_tokens))
+        left -= longest[-1] * model.flops_per_token() * (per_longest + (0.0 if place else swept))
     batch = fixed_batch_tokens or batch_tokens(longest[-1], models[-1].context, LADDER_STEPS)
     horizons = tuple(tuple(int(tokens * part * scale / batch) for part in shares) for tokens in longest)
     if horizons[-1][0] < FEWEST_STEPS or len(set(horizons[-1])) < len(shares):
@@ -57,4 +63,6 @@ def plan_ladder(
             f"horizon of width {models[-1].width}; at least {FEWEST_STEPS} are needed: raise it to {needed:.2g}, "
             "or drop the largest size from system.ladder_widths"
         )
-    return LadderPlan(tuple(models), horizons, horizons[0][0], batch, max(1, math.ceil(horizons[-1][0] / 10)), flops)
+    return LadderPlan(
+        tuple(models), horizons, horizons[0][0], batch, max(1, math.ceil(horizons[-1][0] / 10)), flops - left
+    )

@@ -41,6 +41,11 @@ class LadderConfig(BaseModel):
     ladder_batch_tokens: int | Auto = Field(
         default="auto", description="tokens an optimiser step of the ladder's runs, a multiple of the sequence length"
     )
+    ladder_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="no run of the ladder sees more tokens; what that leaves of ladder_flops goes to the larger sizes",
+    )
 
     @model_validator(mode="after")
     def _check_ladder(self) -> Self:
@@ -160,6 +165,7 @@ def _run_ladder(context: StepContext) -> Mapping[str, Any]:
         decay_share=config.decay_share,
         heldout_rows=config.heldout_rows,
         batch_tokens=None if config.ladder_batch_tokens == "auto" else config.ladder_batch_tokens,
+        most_tokens=config.ladder_tokens,
         seed=config.seed,
         threads=context.numerics.threads if context.numerics else 1,
     )

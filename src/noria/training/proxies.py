@@ -42,6 +42,7 @@ class LadderSettings:
     decay_share: float
     heldout_rows: int
     batch_tokens: int | None
+    most_tokens: int | None
     seed: int
     threads: int
 
@@ -55,7 +56,13 @@ def run_ladder(settings: LadderSettings, progress: Path, report: Report) -> tupl
     family = _family(settings, tokenizer.vocab_size)
     models = [family.at(width) for width in sorted(settings.widths)]
     plan = plan_ladder(
-        models, settings.flops, settings.shares, len(settings.rates), settings.decay_share, settings.batch_tokens
+        models,
+        settings.flops,
+        settings.shares,
+        len(settings.rates),
+        settings.decay_share,
+        settings.batch_tokens,
+        settings.most_tokens or math.inf,
     )
     runs = _Runs(settings, plan, weights, tokenizer.bos, progress, report)
     smallest = plan.models[0]

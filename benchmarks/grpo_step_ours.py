@@ -1,0 +1,68 @@
+"""Our side of `benchmarks/grpo_step.py`: the same steps through `posttraining.improve` and the engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.grpo_step_peer import reward
+from noria.data.chat_tokenizer import load_chat_tokenizer
+from noria.harness import Budget, Sampling, load_program, rollout
+from noria.inference import Engine
+from noria.model import load_model
+from noria.posttraining import GrpoConfig, improve
+from noria.training import Progress
+from noria.types import GraderRef, Message, Score, Task, Trace
+
+NEVER = -1  # no token has this id: with it as the end, every reply has the same length
+
+
+def main() -> None:
+    task: dict[str, Any] = json.loads(sys.argv[1])
+    torch.set_num_threads(task["threads"])
+    folder = Path(task["folder"])
+    model, tokenizer = load_model(folder), load_chat_tokenizer(folder)
+    end = NEVER if task["min_tokens"] == task["max_tokens"] else tokenizer.end
+    engine = Engine(model, end, max_rows=task["prompts"] * task["group"], context=256, precision="bfloat16")
+    grader = GraderRef("share_of_e", "1")
+    tasks = [
+        Task(str(i), (Message("user", text),), grader, "", "letters", "text") for i, text in enumerate(task["texts"])
+    ]
+    budget = Budget(tokens_per_turn=task["max_tokens"], context=256)
+    program = load_program("plain")
+
+    def roll(tasks: Sequence[Task], seeds: Sequence[int]) -> list[Trace]:
+        engine.load_weights(model.state_dict(), engine.policy_version + 1)
+        return rollout(tasks, seeds, engine, tokenizer, program, budget=budget, sampling=Sampling())
+
+    def grade(tasks: Sequence[Task], traces: Sequence[Trace]) -> list[Score]:
+        return [Score("graded", grader, reward(trace.reply)) for trace in traces]
+
+    started = time.perf_counter()
+
+    def on_step(step: int, total: int, metrics: Mapping[str, float]) -> None:
+        nonlocal started
+        now = time.perf_counter()
+        print(json.dumps({"seconds": now - started, "reward": metrics["reward"]}), flush=True)
+        started = now
+
+    config = GrpoConfig(
+        steps=task["steps"],
+        prompts=task["prompts"],
+        group=task["group"],
+        learning_rate=task["learning_rate"],
+    )
+    print(json.dumps({"name": f"noria {importlib.metadata.version('noria')}"}), flush=True)
+    started = time.perf_counter()
+    improve(model, tasks, roll, grade, config, tokenizer.pad, task["seed"], Progress(on_step=on_step))
+
+
+if __name__ == "__main__":
+    main()
