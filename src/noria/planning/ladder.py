@@ -35,7 +35,7 @@ def plan_ladder(
     fixed_batch_tokens: int | None = None,
     most_tokens: float = math.inf,
 ) -> LadderPlan:
-    """Each size gets the same FLOPs, so small ones see many tokens and large ones few; none sees over `most_tokens`, and
+    """Each size gets the same FLOPs: small ones see many tokens, large ones few. None sees over `most_tokens`, and
     what a size leaves unspent goes to the larger ones.
 
     What is to be predicted lies further out in both N and D than the ladder can reach at once; this way the smallest
