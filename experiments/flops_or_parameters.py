@@ -47,7 +47,7 @@ def misfit(x: np.ndarray, loss: np.ndarray) -> float:
 
 def main() -> int:
     options = arguments("flops_or_parameters", __doc__)
-    data = text(options.store)
+    data = text(options.store, options.threads)
     by_seed = [np.array(points(data, seed)).T for seed in range(options.seeds)]
     fits = [(misfit(flops, loss), misfit(size, loss)) for size, flops, loss in by_seed]
     sizes, flops, losses = by_seed[0]

@@ -19,9 +19,10 @@ from noria.recipe import load
 STEPS = ("registry", "raw_data", "corpus", "tokenizer", "shards", "ladder", "plan", "base_model")
 
 
-def outcome(store: Store, seed: int) -> tuple[float, float, float, float]:
+def outcome(store: Store, seed: int, threads: int) -> tuple[float, float, float, float]:
     """(predicted, low, high, measured) of one seed."""
-    steps = {step.name: step for step in build(load(RECIPE, [f"run.seed={seed}"]), 1, store)}
+    recipe = load(RECIPE, [f"run.seed={seed}", f"run.threads={threads}"])
+    steps = {step.name: step for step in build(recipe, 1, store)}
     made = Executor(store, f"loss_prediction_{seed}").run([steps[name] for name in STEPS])
     heldout = json.loads((made["base_model"].content / "heldout.json").read_text())
     predicted = heldout["predicted"]
@@ -31,7 +32,7 @@ def outcome(store: Store, seed: int) -> tuple[float, float, float, float]:
 def main() -> int:
     options = arguments("loss_prediction", __doc__)
     store = Store(Path(options.store))
-    found = [outcome(store, seed) for seed in range(options.seeds)]
+    found = [outcome(store, seed, options.threads) for seed in range(options.seeds)]
     covered = sum(low <= measured <= high for _, low, high, measured in found)
     half_widths = [(high - low) / 2 / mean for mean, low, high, _ in found]
     for seed, (mean, low, high, measured) in enumerate(found):

@@ -30,7 +30,7 @@ def run(data: Text, arm: str, seed: int) -> tuple[list[float], float, Transforme
 
 def main() -> int:
     options = arguments("moe_or_dense", __doc__)
-    data = text(options.store)
+    data = text(options.store, options.threads)
     results = {arm: [run(data, arm, seed) for seed in range(options.seeds)] for arm in ARMS}
     shapes = {arm: runs[0][2].config for arm, runs in results.items()}
     picture(

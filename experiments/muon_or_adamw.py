@@ -27,7 +27,7 @@ def run(data: Text, muon: bool, rate: float, seed: int) -> tuple[list[float], fl
 
 def main() -> int:
     options = arguments("muon_or_adamw", __doc__)
-    data = text(options.store)
+    data = text(options.store, options.threads)
     swept = {muon: {rate: run(data, muon, rate, TUNING_SEED)[1] for rate in RATES} for muon in (True, False)}
     best = {muon: min(losses, key=losses.__getitem__) for muon, losses in swept.items()}
     results = {muon: [run(data, muon, best[muon], seed) for seed in range(options.seeds)] for muon in best}

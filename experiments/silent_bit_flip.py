@@ -62,7 +62,7 @@ def guarded(data: Text, seed: int, bit: int | None) -> tuple[list[float], float]
 
 def main() -> int:
     options = arguments("silent_bit_flip", __doc__)
-    data = text(options.store)
+    data = text(options.store, options.threads)
     bits = (HIGHEST, MIDDLE, LOWEST)
     seeds = range(options.seeds)
     calm = [guarded(data, seed, None) for seed in seeds]

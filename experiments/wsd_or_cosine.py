@@ -30,7 +30,7 @@ def run(data: Text, schedule: Arm, rate: float, seed: int) -> tuple[list[float],
 
 def main() -> int:
     options = arguments("wsd_or_cosine", __doc__)
-    data = text(options.store)
+    data = text(options.store, options.threads)
     swept = {arm: {rate: run(data, arm, rate, TUNING_SEED)[1] for rate in RATES} for arm in ARMS}
     best = {arm: min(losses, key=losses.__getitem__) for arm, losses in swept.items()}
     results = {arm: [run(data, arm, best[arm], seed) for seed in range(options.seeds)] for arm in ARMS}
