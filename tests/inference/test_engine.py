@@ -87,11 +87,12 @@ def test_equal_prompts_are_computed_once_and_give_what_each_would_alone(model, m
     first, second = prompts(2)
     asked = [Request(p, SamplingParams(max_tokens=6, seed=s)) for s, p in enumerate([first, second, first, first])]
     computed = []
-    whole_pass = model.hidden
+    engine = Engine(model, END)
+    whole_pass = engine._network.hidden
     monkeypatch.setattr(
-        model, "hidden", lambda tokens, *a, **k: computed.append(tokens.shape) or whole_pass(tokens, *a, **k)
+        engine._network, "hidden", lambda tokens, *a, **k: computed.append(tokens.shape) or whole_pass(tokens, *a, **k)
     )
-    found = Engine(model, END).generate(asked)
+    found = engine.generate(asked)
     if limit == 8192:
         assert computed[0] == (2, max(len(first), len(second)))
     for request, completion in zip(asked, found, strict=True):
@@ -194,7 +195,7 @@ def test_a_failing_step_fails_every_request_and_the_engine_works_again(model, mo
     handles = [engine.submit(request) for request in requests(5, max_tokens=8)]
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(model, "logits", lambda hidden: (_ for _ in ()).throw(MemoryError("no room")))
+        patch.setattr(engine._network, "logits", lambda hidden: (_ for _ in ()).throw(MemoryError("no room")))
         with pytest.raises(MemoryError):
             engine.step()
     for handle in handles:
@@ -254,3 +255,30 @@ def test_waiting_for_work_ends_when_a_request_arrives(model):
     submitter.start()
     assert engine.wait_for_work(60)
     submitter.join()
+
+
+def test_a_model_that_is_trained_in_place_is_noticed(model):
+    mine = Transformer(CONFIG)
+    mine.load_state_dict(model.state_dict())
+    engine, request = Engine(mine.eval(), END), Request(prompts(1)[0], GREEDY)
+    before = engine.generate([request])[0]
+    optimizer = torch.optim.SGD(mine.parameters(), 0.5)
+    mine(torch.tensor([request.prompt_ids])).square().sum().backward()
+    optimizer.step()
+    assert_equal(engine.generate([request])[0], alone(mine, request))
+    assert engine.generate([request])[0] != before
+    for parameter in mine.parameters():
+        parameter.data = parameter.data.flip(0)  # leaves no count, but other storage
+    assert_equal(engine.generate([request])[0], alone(mine, request))
+
+
+def test_bfloat16_logprobs_are_near_those_of_a_trainer_in_bfloat16(model):
+    asked = requests(8, max_tokens=12)
+    for request, completion in zip(asked, Engine(model, END, precision="bfloat16").generate(asked), strict=True):
+        sequence = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logprobs = model.hidden(sequence[:, :-1])
+        with torch.no_grad():
+            logprobs = model.logits(logprobs).log_softmax(-1)[0]
+        recomputed = logprobs[range(sequence.shape[1] - 1), sequence[0, 1:]][len(request.prompt_ids) - 1 :]
+        assert completion.logprobs == pytest.approx(recomputed.tolist(), abs=0.2)

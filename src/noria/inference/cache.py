@@ -22,11 +22,16 @@ def affordable_rows(config: ModelConfig, context: int, most_bytes: int = CACHE_B
 
 
 class RowCache:
-    """Storage for `rows` sequences of up to `context` tokens: a tensor (L, R, G, S, d) a state, in fp32."""
+    """Storage for `rows` sequences of up to `context` tokens: a tensor (L, R, G, S, d) a state.
 
-    def __init__(self, config: ModelConfig, rows: int, context: int) -> None:
+    States are kept in `dtype`, except those that are summed up over a sequence (`log_forget`), which stay in fp32.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, context: int, dtype: torch.dtype = torch.float32) -> None:
         self.states_LRGSd = {
-            name: torch.zeros(config.layers, rows, heads, context, width)
+            name: torch.zeros(
+                config.layers, rows, heads, context, width, dtype=torch.float32 if name == "log_forget" else dtype
+            )
             for name, (heads, width) in config.cache_states().items()
         }
 
@@ -64,6 +69,6 @@ class CacheView:
         found = {}
         for name, new_BGTd in states.items():
             store_RGSd = self._store.states_LRGSd[name][layer]
-            store_RGSd[self._row_index, :, self.positions_BT] = new_BGTd.transpose(1, 2)
+            store_RGSd[self._row_index, :, self.positions_BT] = new_BGTd.transpose(1, 2).to(store_RGSd.dtype)
             found[name] = store_RGSd[self._rows, :, : self._end]
         return found

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from noria.inference.cache import RowCache
 from noria.inference.sampler import SamplingParams, request_noise, sample
+from noria.inference.weights import Precision, fingerprint, prepared
 from noria.model import Transformer
 
 Finish = Literal["stop", "length", "aborted"]
@@ -105,13 +106,26 @@ class Handle:
 
 
 class Engine:
-    """Continuous batching over one model. `submit` may be called from any thread, `step` from one at a time."""
+    """Continuous batching over one model. `submit` may be called from any thread, `step` from one at a time.
 
-    def __init__(self, model: Transformer, end_id: int, max_rows: int = 256, context: int | None = None) -> None:
-        self.model, self.end_id = model, end_id
+    The engine works with a packed copy of the model's matrices (`inference/weights.py`). A model that is trained in
+    place is noticed: the copy is renewed before the first request after the change. `precision` bfloat16 is what
+    training calls so: products in bf16; residual stream, norms and, here, the head in fp32; the cache in bf16.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        end_id: int,
+        max_rows: int = 256,
+        context: int | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        self.model, self.end_id, self.precision = model, end_id, precision
         self.context = min(context or model.config.context, model.config.context)
         self.max_rows, self.policy_version = max_rows, 0
-        self._cache = RowCache(model.config, max_rows, self.context)
+        self._network, self._fingerprint = prepared(model, precision), fingerprint(model)
+        self._cache = RowCache(model.config, max_rows, self.context, getattr(torch, precision))
         self._running: list[Handle] = []
         self._lengths: list[int] = []  # tokens of each running row that are in the cache
         self._waiting: deque[Handle] = deque()
@@ -159,7 +173,12 @@ class Engine:
         if self._running:
             raise RuntimeError(f"{len(self._running)} requests are running; wait for them before swapping the weights")
         self.model.load_state_dict(dict(state))
+        self.refresh()
         self.policy_version = version
+
+    def refresh(self) -> None:
+        """Pack the weights anew; needed after a change that PyTorch does not count (a write into `p.data`)."""
+        self._network, self._fingerprint = prepared(self.model, self.precision), fingerprint(self.model)
 
     # -- running --
 
@@ -170,8 +189,11 @@ class Engine:
         An error fails every request, waiting ones too, and is raised: no one waits for an engine that stopped.
         """
         try:
-            self._admit()
-            self._decode()
+            if not self._running and self._waiting and self._fingerprint != fingerprint(self.model):
+                self.refresh()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+                self._admit()
+                self._decode()
         except BaseException as error:
             with self._arrived:
                 failed = [*self._running, *self._waiting]
@@ -213,7 +235,7 @@ class Engine:
             tokens_BT[index, : len(prompt)] = torch.tensor(prompt)
         positions_BT = torch.arange(longest).expand_as(tokens_BT)
         view = self._cache.view(first, positions_BT)
-        hidden_BTD = self.model.hidden(tokens_BT, positions_BT, cache=view, mask=view.mask())
+        hidden_BTD = self._network.hidden(tokens_BT, positions_BT, cache=view, mask=view.mask())
         source_B = torch.tensor([distinct[prompt] for prompt in prompts])
         if len(distinct) < len(prompts):
             self._cache.spread(first + source_B, first, longest)
@@ -226,7 +248,7 @@ class Engine:
         tokens_B1 = torch.tensor([[handle.token_ids[-1]] for handle in self._running])
         positions_B1 = torch.tensor(self._lengths)[:, None]
         view = self._cache.view(0, positions_B1)
-        hidden_B1D = self.model.hidden(tokens_B1, positions_B1, cache=view, mask=view.mask())
+        hidden_B1D = self._network.hidden(tokens_B1, positions_B1, cache=view, mask=view.mask())
         self._lengths = [length + 1 for length in self._lengths]
         self._sample(hidden_B1D[:, 0], 0)
         self._retire(0)
@@ -235,7 +257,7 @@ class Engine:
         handles = self._running[first:]
         uniform_B = torch.tensor(np.array([handle.noise[len(handle.token_ids)] for handle in handles]))
         params = [handle.request.params for handle in handles]
-        token_B, logprob_B = sample(self.model.logits(hidden_BD), params, uniform_B)
+        token_B, logprob_B = sample(self._network.logits(hidden_BD), params, uniform_B)
         for handle, token, logprob in zip(handles, token_B.tolist(), logprob_B.tolist(), strict=True):
             handle.push(token, logprob)
 
