@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from noria.inference import Engine, Request, RequestTooLong, SamplingParams, score
-from noria.inference import engine as engine_module
+from noria.inference.cache import BLOCK
 from noria.model import ModelConfig, Transformer
 
 CONFIG = ModelConfig(vocab_size=40, width=32, layers=2, heads=4, kv_heads=2, ffn_width=48, context=32)
@@ -81,20 +81,26 @@ def test_more_tokens_allowed_do_not_change_the_first_ones(model):
     assert alone(model, many).token_ids[:4] == alone(model, few).token_ids
 
 
-@pytest.mark.parametrize("limit", [1, 20, 8192])
-def test_equal_prompts_are_computed_once_and_give_what_each_would_alone(model, monkeypatch, limit):
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", limit)
-    first, second = prompts(2)
-    asked = [Request(p, SamplingParams(max_tokens=6, seed=s)) for s, p in enumerate([first, second, first, first])]
-    computed = []
-    engine = Engine(model, END)
-    whole_pass = engine._network.hidden
+def watched(engine, monkeypatch):
+    """The number of tokens that each of the engine's passes computes, as a list that grows."""
+    computed, whole_pass = [], engine._network.hidden
     monkeypatch.setattr(
-        engine._network, "hidden", lambda tokens, *a, **k: computed.append(tokens.shape) or whole_pass(tokens, *a, **k)
+        engine._network, "hidden", lambda batch, cache: computed.append(len(batch.token_N)) or whole_pass(batch, cache)
     )
+    return computed
+
+
+@pytest.mark.parametrize("step_tokens", [1, 5, 2048])
+def test_equal_prompts_are_computed_once_and_give_what_each_would_alone(model, monkeypatch, step_tokens):
+    first, second = ([token + shift for token in range(3, 30)] for shift in (0, 7))
+    asked = [Request(p, SamplingParams(max_tokens=4, seed=s)) for s, p in enumerate([first, second, first, first])]
+    engine = Engine(model, END, step_tokens=step_tokens)
+    computed = watched(engine, monkeypatch)
     found = engine.generate(asked)
-    if limit == 8192:
-        assert computed[0] == (2, max(len(first), len(second)))
+    if step_tokens == 2048:
+        assert computed[0] == len(first) + len(second)
+    else:
+        assert max(computed) <= BLOCK + 4
     for request, completion in zip(asked, found, strict=True):
         assert_equal(completion, alone(model, request))
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from noria.inference.native import kernels
+
 
 class SamplingParams(BaseModel):
     """How one request is sampled. Temperature 0 is greedy. Refuses values outside their range."""
@@ -41,18 +43,28 @@ def sample(logits_BV: Tensor, params: Sequence[SamplingParams], uniform_B: Tenso
     Inverse-CDF sampling: the token at which the cumulative probability passes the row's uniform number. Greedy rows
     report the log-probability at temperature 1, of the whole vocabulary. No row depends on another.
     """
-    temperature_B = torch.tensor([row.temperature for row in params], dtype=logits_BV.dtype)
-    greedy_B = temperature_B == 0
-    # Less the largest first: a temperature near 0 must not overflow.
-    shifted_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
-    if any(row.temperature not in (0.0, 1.0) for row in params):
-        shifted_BV /= torch.where(greedy_B, 1.0, temperature_B)[:, None]
+    temperature_B = torch.tensor([row.temperature for row in params], dtype=torch.float32)
     cut = [place for place, row in enumerate(params) if row.temperature > 0 and (row.top_k or row.top_p < 1.0)]
     if cut:
-        shifted_BV[cut] = _truncate(shifted_BV[cut].log_softmax(-1), [params[place] for place in cut])
+        logits_BV = logits_BV.clone()
+        logits_BV[cut] = _truncate(_tempered(logits_BV[cut], temperature_B[cut]), [params[place] for place in cut])
+        temperature_B[cut] = 1.0
+    if (native := kernels()) is not None:
+        return native.choose(logits_BV.contiguous(), temperature_B, uniform_B.double())
+    greedy_B = temperature_B == 0
+    shifted_BV = _shifted(logits_BV, torch.where(greedy_B, 1.0, temperature_B))
     sampled_B, log_total_B = _inverse_cdf(shifted_BV, uniform_B)
-    token_B = torch.where(greedy_B, logits_BV.argmax(-1), sampled_B) if greedy_B.any() else sampled_B
+    token_B = torch.where(greedy_B, logits_BV.argmax(-1), sampled_B)
     return token_B, shifted_BV.gather(1, token_B[:, None])[:, 0] - log_total_B
+
+
+def _shifted(logits_BV: Tensor, temperature_B: Tensor) -> Tensor:
+    """Over the temperature, less the largest first: a temperature near 0 must not overflow."""
+    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature_B[:, None]
+
+
+def _tempered(logits_BV: Tensor, temperature_B: Tensor) -> Tensor:
+    return _shifted(logits_BV, temperature_B).log_softmax(-1)
 
 
 SPAN = 256  # tokens of a span: sums of spans are looked through first, then the one span
