@@ -5,7 +5,7 @@ N tokens of any sequences, B rows of T tokens, D width, H query heads, G key/val
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class PlainDecoder:
     def __init__(self, model: Transformer, precision: Precision, native: NativeKernels) -> None:
         self.config, self.dtype, self.native = model.config, getattr(torch, precision), native
         self._embedding = model.embedding.weight.detach()
-        self._layers = [_Layer(block, self.dtype) for block in model.blocks]
+        self._layers = [_Layer(cast(Block, block), self.dtype) for block in model.blocks]
         self._final_norm = _fp32(model.final_norm.weight)
         self._head = PackedLinear(model.head, torch.float32)
         self._scale = self.config.attention_scale or self.config.head_width**-0.5
