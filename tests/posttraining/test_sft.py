@@ -11,7 +11,7 @@ from noria.data.tokenizer import train_tokenizer
 from noria.model import ModelConfig, Transformer
 from noria.posttraining import Example, SftConfig, example, fine_tune, trace_examples
 from noria.posttraining.sft import pack, pack_order, sft_steps
-from noria.training import PolicyLoss
+from noria.training import Objective
 from noria.training.step import loss_sums
 from noria.types import Message, ModelCall, Node, Trace
 
@@ -95,7 +95,7 @@ def test_loss_and_gradient_on_packed_rows_are_those_of_the_examples_alone():
 
     def loss_and_gradient(batches):
         model = randomised()
-        total = sum(loss_sums(model, batch, PolicyLoss())["ce"] for batch in batches)
+        total = sum(loss_sums(model, batch, Objective())["ce"] for batch in batches)
         total.backward()
         return total.item(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 

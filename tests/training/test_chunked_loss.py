@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from noria.model import ModelConfig, Transformer
-from noria.training import PolicyLoss, mean_loss
+from noria.training import Objective, mean_loss
 from noria.training import step as step_module
 from noria.training.chunked_loss import chunked_sums
 from noria.training.step import loss_of, loss_sums, weighted_tokens
 from tests.training.test_objectives import TINY, full_batch, tiny
 
-BOUNDS = PolicyLoss()
+OBJECTIVE = Objective()
 
 
 def backward(model, batch, chunked, monkeypatch):
     monkeypatch.setattr(step_module, "WHOLE_LOGITS_VOCABULARY", 0 if chunked else 10**9)
     model.zero_grad(set_to_none=True)
-    loss, sums = loss_of(model, batch, BOUNDS, weighted_tokens(batch))
+    loss, sums = loss_of(model, batch, OBJECTIVE, weighted_tokens(batch))
     loss.backward()
     return loss.detach(), {name: value.detach() for name, value in sums.items()}, [p.grad for p in model.parameters()]
 
@@ -99,8 +99,8 @@ def test_evaluation_makes_no_gradient_and_gives_the_same_loss(monkeypatch):
 def test_small_vocabularies_in_fp32_keep_whole_logits_bit_for_bit():
     model, batch = tiny(), full_batch()
     counts = weighted_tokens(batch)
-    loss, _ = loss_of(model, batch, BOUNDS, counts)
-    sums = loss_sums(model, batch, BOUNDS)
+    loss, _ = loss_of(model, batch, OBJECTIVE, counts)
+    sums = loss_sums(model, batch, OBJECTIVE)
     assert loss.item() == sum(sums[name] / counts[name] for name in sums).item()
 
 
@@ -108,5 +108,5 @@ def test_a_large_vocabulary_is_chunked_by_default(monkeypatch):
     config = ModelConfig(vocab_size=8192, width=16, layers=1, heads=2, kv_heads=1, ffn_width=16, context=16)
     monkeypatch.setattr(step_module, "_sums_from_whole_logits", None)
     batch = full_batch()
-    loss, _ = loss_of(Transformer(config), batch, BOUNDS, weighted_tokens(batch))
+    loss, _ = loss_of(Transformer(config), batch, OBJECTIVE, weighted_tokens(batch))
     assert torch.isfinite(loss)
