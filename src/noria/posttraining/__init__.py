@@ -1,6 +1,11 @@
-"""Post-training: supervised fine-tuning, group-relative policy optimisation, rejection sampling."""
+"""Post-training: supervised fine-tuning, reinforcement learning, preferences, rejection sampling."""
 
-from noria.posttraining.grpo import Grade, GrpoConfig, Monitor, Roll, annotate, group_advantages, improve
+from noria.posttraining.advantages import group_advantages
+from noria.posttraining.annotate import annotate
+from noria.posttraining.grpo import improve
+from noria.posttraining.ppo import improve_with_critic
+from noria.posttraining.reinforce import Grade, Monitor, Pool, Roll
+from noria.posttraining.rl_config import GrpoConfig, PpoConfig
 from noria.posttraining.sft import Example, SftConfig, example, fine_tune, trace_examples
 
 __all__ = [
@@ -8,6 +13,8 @@ __all__ = [
     "Grade",
     "GrpoConfig",
     "Monitor",
+    "Pool",
+    "PpoConfig",
     "Roll",
     "SftConfig",
     "annotate",
@@ -15,5 +22,6 @@ __all__ = [
     "fine_tune",
     "group_advantages",
     "improve",
+    "improve_with_critic",
     "trace_examples",
 ]

@@ -148,7 +148,9 @@ def compute(model: Transformer, batch: TokenBatch, objective: Objective, counts:
     if chosen_BT is None:
         return Computed(None, {}, {})
     on = terms_on(batch)
-    loss, sums, measured = torch.zeros(()), {}, {}
+    loss = torch.zeros(())
+    sums: dict[str, Tensor] = {}
+    measured: dict[str, Tensor] = {}
     hidden_ND = None
     if on - VALUED or reads_own_states(model):
         hidden_ND = chosen_states(model, batch, chosen_BT)

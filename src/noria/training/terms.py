@@ -160,8 +160,9 @@ def measured_sums(
         mine_N = _pick(batch, "w_rl", chosen_BT) != 0
         old_N = logprob_N if batch.old_logprob is None else batch.old_logprob[chosen_BT]
         behaviour_N, advantage_N = _pick(batch, "behaviour_logprob", chosen_BT), _pick(batch, "advantage", chosen_BT)
-        values = (value[mine_N] for value in (logprob_N, old_N, behaviour_N, advantage_N, row_N))
-        found |= policy_sums(*values, objective)
+        found |= policy_sums(
+            logprob_N[mine_N], old_N[mine_N], behaviour_N[mine_N], advantage_N[mine_N], row_N[mine_N], objective
+        )
     if "pair" in on:
         weight_N = _pick(batch, "w_pair", chosen_BT)
         reference_N = torch.zeros_like(logprob_N)
