@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from noria.training import TokenBatch
@@ -128,7 +129,7 @@ def read_rollouts(path: Path) -> Rollouts:
 
 def write_batches(path: Path, batches: Batches) -> None:
     tensors = {
-        f"{index}.{name}": value.contiguous()
+        f"{index}.{name}": value.clone(memory_format=torch.contiguous_format)  # the file shares no memory
         for index, part in enumerate(batches.parts)
         for name, value in vars(part).items()
         if value is not None
