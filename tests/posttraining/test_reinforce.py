@@ -253,9 +253,18 @@ def test_a_kl_in_the_reward_is_taken_off_before_the_group_is_compared(form):
             d = theirs - mine
             value -= 0.3 * {"k1": -d, "k2": d * d / 2, "k3": math.exp(d) - d - 1}[form]
         rewards.append(value)
-    batch = group_batch(Rollouts(tuple(traces), (graded(1.0), graded(0.5)), 0, {}), config, 0, reference)
+    rollouts = Rollouts(tuple(traces), (graded(1.0), graded(0.5)), 0, {})
+    batch = group_batch(Transformer(TINY), rollouts, config, 0, reference)
     found = sorted({round(value, 4) for value in batch.advantage[batch.w_rl != 0].tolist()})
     assert found == pytest.approx(sorted(group_advantages(rewards)), abs=1e-3)
+
+
+def test_a_kl_without_a_reference_is_refused_before_anything_is_sampled():
+    def never(bandit):
+        return lambda chosen, seeds: pytest.fail("sampled")
+
+    with pytest.raises(ValueError, match="frozen copy"):
+        run(GrpoConfig(steps=1, reference_kl=0.1, **SMALL), roll=never)
 
 
 def test_the_warm_up_of_a_critic_leaves_the_policy_bitwise_alone_and_takes_the_critic_off_again():

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from noria.model import Transformer
 from noria.posttraining.advantages import batch_advantages, group_advantages, overlong_penalty
 from noria.posttraining.annotate import annotate, gathered, lay_out, rows_of, with_reference
+from noria.posttraining.lora import as_reference
 from noria.posttraining.reinforce import (
     Grade,
     Monitor,
@@ -66,17 +67,21 @@ def improve(
         raise ValueError("reinforcement learning needs at least one task")
 
     def annotated(number: int, rollouts: Rollouts) -> TokenBatch:
-        return group_batch(rollouts, config, pad, reference)
+        return group_batch(model, rollouts, config, pad, reference)
 
     drawn = pool or (lambda number: tasks)
     return reinforce(model, drawn, roll, grade, annotated, config, pad, seed, progress, monitor, reference)
 
 
-def group_batch(rollouts: Rollouts, config: GrpoConfig, pad: int, reference: Transformer | None = None) -> TokenBatch:
-    """Every sampled token with its trace's advantage within its group."""
+def group_batch(
+    model: Transformer, rollouts: Rollouts, config: GrpoConfig, pad: int, reference: Transformer | None = None
+) -> TokenBatch:
+    """Every sampled token with its trace's advantage within its group. `model` is read only for a KL in the reward,
+    where its adapters turned off are the reference."""
     rewards = shaped_rewards(rollouts, config)
-    if reference is not None and config.reference_kl and config.kl_in == "reward":
-        drift = trace_kl(rollouts.traces, reference, config.kl_form, pad)
+    if config.reference_kl and config.kl_in == "reward":
+        with as_reference(model, reference) as frozen:
+            drift = trace_kl(rollouts.traces, frozen, config.kl_form, pad)
         rewards = [
             None if reward is None else reward - config.reference_kl * kl
             for reward, kl in zip(rewards, drift, strict=True)

@@ -15,6 +15,7 @@ from noria.model import Transformer
 from noria.posttraining.advantages import generalised_advantages
 from noria.posttraining.annotate import gathered, lay_out, rows_of, spread
 from noria.posttraining.grpo import shaped_rewards, token_kl
+from noria.posttraining.lora import as_reference
 from noria.posttraining.reinforce import Grade, Monitor, Pool, Roll, reinforce
 from noria.posttraining.rl_config import PpoConfig
 from noria.posttraining.rollouts import Rollouts
@@ -75,8 +76,9 @@ def critic_batch(
     value_BT = target_values(model, batch, batch.w_rl != 0, config.micro_batch_rows)
     values = gathered(rows, batch, value_BT, len(traces))
     drift = None
-    if reference is not None and config.reference_kl and config.kl_in == "reward":
-        drift = token_kl(traces, reference, config.kl_form, pad)
+    if config.reference_kl and config.kl_in == "reward":
+        with as_reference(model, reference) as frozen:
+            drift = token_kl(traces, frozen, config.kl_form, pad)
     advantages, returns = [], []
     for index, (reward, own) in enumerate(zip(rewards, values, strict=True)):
         penalties = [-config.reference_kl * kl for kl in drift[index]] if drift and own else [0.0] * len(own)

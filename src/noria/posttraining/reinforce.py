@@ -21,6 +21,7 @@ from noria.grading.monitors import entropy, zero_variance_share
 from noria.model import Transformer
 from noria.posttraining.advantages import has_signal
 from noria.posttraining.annotate import aggregated, weightless, with_reference
+from noria.posttraining.lora import as_reference
 from noria.posttraining.rl_config import RlConfig
 from noria.posttraining.rollouts import (
     Batches,
@@ -63,6 +64,9 @@ def reinforce(
 
     `roll` must sample from `model` itself (the engine shares its weights), as it is when called.
     """
+    if config.reference_kl:
+        with as_reference(model, reference):  # refused before anything is sampled
+            pass
     folder = progress.folder if progress else None
     updates, lag = config.updates, config.lag
     ahead = Kept(folder / "rollouts" if folder and lag else None, write_rollouts, read_rollouts)
@@ -81,8 +85,9 @@ def reinforce(
             ahead.find(later, step, lambda later=later: sample(later, step))  # type: ignore[misc]
         rollouts = ahead.find(number, step, lambda: sample(number, step))
         batch = annotate(number, rollouts)
-        if reference is not None and config.reference_kl and config.kl_in == "loss" and batch.w_rl is not None:
-            batch = with_reference(batch, reference, config.reference_kl)
+        if config.reference_kl and config.kl_in == "loss" and batch.w_rl is not None:
+            with as_reference(model, reference) as frozen:
+                batch = with_reference(batch, frozen, config.reference_kl)
         metrics = dict(rollouts.metrics)
         if lag:
             metrics["policy_lag"] = float(step - rollouts.made_at)
