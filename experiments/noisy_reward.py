@@ -2,8 +2,7 @@
 
 A verdict flipped with probability p leaves a share 1 - 2p of the expected advantage, 0.4 at p = 0.3: if what is gained
 falls below that share of the gain from clean verdicts, noise is amplified; if it stays above, it is averaged away.
-Beside
-it a coarse reward, which accepts every answer whose first character is right: is its flaw learnt?
+Beside it a coarse reward, which accepts every answer whose first character is right: is its flaw learnt?
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from noria.inference import score
+from noria.inference import Request, SamplingParams, score
 from noria.model import Transformer
 from noria.posttraining import GrpoConfig, PpoConfig, group_advantages, improve, improve_with_critic
 from noria.posttraining.grpo import group_batch
@@ -163,6 +163,31 @@ def test_step_s_trains_on_what_the_policy_of_step_s_minus_lag_sampled(lag):
         assert history[-1]["drift_kl"] > 1e-6 and history[-1]["effective_samples"] < 1
     else:
         assert all(row["drift_kl"] < 1e-6 for row in history)
+
+
+def test_the_policy_that_is_trained_is_the_one_that_is_sampled_at_any_temperature():
+    """The sampler's recorded log-probabilities are at its temperature; so are the trainer's."""
+
+    def hot(bandit):
+        def roll(chosen, seeds):
+            asked = [
+                Request([1, int(task.answer)], SamplingParams(max_tokens=3, seed=seed, temperature=0.5))
+                for task, seed in zip(chosen, seeds, strict=True)
+            ]
+            return [
+                trace(call(request.prompt_ids, found.token_ids, found.logprobs))
+                for request, found in zip(asked, bandit.engine.generate(asked), strict=True)
+            ]
+
+        return roll
+
+    model = Transformer(TINY)
+    with torch.no_grad():
+        model.embedding.weight.mul_(8)
+    history, _ = run(GrpoConfig(steps=2, temperature=0.5, **SMALL), roll=hot, model=model)
+    assert all(row["drift_kl_max"] < 1e-5 for row in history)
+    history, _ = run(GrpoConfig(steps=1, temperature=1.0, **SMALL), roll=hot, model=model)
+    assert history[0]["drift_kl_max"] > 1e-3
 
 
 def test_sampling_ahead_asks_the_same_prompts_with_the_same_seeds():

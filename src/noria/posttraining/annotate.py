@@ -120,8 +120,10 @@ def aggregated(batch: TokenBatch, form: Aggregation, sequences: int, max_tokens:
     return replace(batch, w_rl=batch.w_rl * factor, w_kl=w_kl)
 
 
-def with_reference(batch: TokenBatch, reference: Transformer, weight: float = 1.0) -> TokenBatch:
+def with_reference(
+    batch: TokenBatch, reference: Transformer, weight: float = 1.0, temperature: float = 1.0
+) -> TokenBatch:
     """`batch` with the reference model's log-probability of every sampled token and a KL weight where RL has one."""
     assert batch.w_rl is not None and batch.segment_BT is None
-    logprobs = target_logprobs(reference, batch)
+    logprobs = target_logprobs(reference, batch, temperature=temperature)
     return replace(batch, w_kl=batch.w_rl * weight, reference_logprob=logprobs)

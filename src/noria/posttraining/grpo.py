@@ -81,7 +81,7 @@ def group_batch(
     rewards = shaped_rewards(rollouts, config)
     if config.reference_kl and config.kl_in == "reward":
         with as_reference(model, reference) as frozen:
-            drift = trace_kl(rollouts.traces, frozen, config.kl_form, pad)
+            drift = trace_kl(rollouts.traces, frozen, config.kl_form, pad, config.temperature)
         rewards = [
             None if reward is None else reward - config.reference_kl * kl
             for reward, kl in zip(rewards, drift, strict=True)
@@ -106,18 +106,22 @@ def shaped_rewards(rollouts: Rollouts, config: RlConfig) -> list[float | None]:
     ]
 
 
-def trace_kl(traces: Sequence[Trace], reference: Transformer, form: KlForm, pad: int) -> list[float]:
+def trace_kl(
+    traces: Sequence[Trace], reference: Transformer, form: KlForm, pad: int, temperature: float = 1.0
+) -> list[float]:
     """For each trace the sum over its sampled tokens of an estimate of KL(sampler || reference)."""
-    return [sum(values) for values in token_kl(traces, reference, form, pad)]
+    return [sum(values) for values in token_kl(traces, reference, form, pad, temperature)]
 
 
-def token_kl(traces: Sequence[Trace], reference: Transformer, form: KlForm, pad: int) -> list[list[float]]:
+def token_kl(
+    traces: Sequence[Trace], reference: Transformer, form: KlForm, pad: int, temperature: float = 1.0
+) -> list[list[float]]:
     """The same, a value a sampled token; the forms are those of `objectives.reference_kl`."""
     rows = rows_of(traces, [True] * len(traces))
     batch = lay_out(rows, pad)
     if batch.w_rl is None or batch.behaviour_logprob is None:
         return [[] for _ in traces]
-    difference_BT = target_logprobs(reference, batch) - batch.behaviour_logprob
+    difference_BT = target_logprobs(reference, batch, temperature=temperature) - batch.behaviour_logprob
     if form == "k1":
         kl_BT = -difference_BT
     elif form == "k2":

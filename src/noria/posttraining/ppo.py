@@ -78,7 +78,7 @@ def critic_batch(
     drift = None
     if config.reference_kl and config.kl_in == "reward":
         with as_reference(model, reference) as frozen:
-            drift = token_kl(traces, frozen, config.kl_form, pad)
+            drift = token_kl(traces, frozen, config.kl_form, pad, config.temperature)
     advantages, returns = [], []
     for index, (reward, own) in enumerate(zip(rewards, values, strict=True)):
         penalties = [-config.reference_kl * kl for kl in drift[index]] if drift and own else [0.0] * len(own)

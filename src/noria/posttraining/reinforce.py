@@ -87,7 +87,7 @@ def reinforce(
         batch = annotate(number, rollouts)
         if config.reference_kl and config.kl_in == "loss" and batch.w_rl is not None:
             with as_reference(model, reference) as frozen:
-                batch = with_reference(batch, frozen, config.reference_kl)
+                batch = with_reference(batch, frozen, config.reference_kl, config.temperature)
         metrics = dict(rollouts.metrics)
         if lag:
             metrics["policy_lag"] = float(step - rollouts.made_at)
@@ -177,7 +177,7 @@ def cut(model: Transformer, batch: TokenBatch, config: RlConfig, pad: int, seed:
     if config.updates == 1 or batch.w_rl is None:
         one = aggregated(batch, config.aggregation, sequences, config.max_tokens)
         return [one, *[weightless(pad)] * (config.updates - 1)]
-    batch = replace(batch, old_logprob=target_logprobs(model, batch, config.micro_batch_rows))
+    batch = replace(batch, old_logprob=target_logprobs(model, batch, config.micro_batch_rows, config.temperature))
     parts: list[TokenBatch] = []
     for epoch in range(config.epochs):
         order = torch.randperm(len(batch.tokens_BT), generator=torch.Generator().manual_seed(seed_of(seed, epoch) >> 1))

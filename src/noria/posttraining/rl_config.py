@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,7 +27,7 @@ class RlConfig(BaseModel):
     steps: int = Field(ge=1, description="rollout steps; each samples fresh rollouts and uses them once by default")
     prompts: int = Field(default=24, ge=1, description="P, tasks a step")
     group: int = Field(default=8, ge=1, description="G, samples a task")
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, description="of sampling, and of the policy that is trained")
     learning_rate: float = Field(default=5e-4, gt=0, le=1)
     schedule: Schedule = "linear"
     muon: bool = Field(default=True, description="Muon for hidden matrices; false: AdamW for all")
@@ -88,7 +89,7 @@ class RlConfig(BaseModel):
             importance_low=self.importance_low,
             stale_limit=self.stale_limit,
         )
-        return Objective(policy, kl=self.kl_form)
+        return Objective(policy, kl=self.kl_form, temperature=self.temperature)
 
     def loop(self) -> LoopConfig:
         """Linear decay to zero after a few steps of warm-up, without weight decay, unless said otherwise."""
@@ -180,7 +181,7 @@ class PpoConfig(RlConfig):
 
     def objective(self) -> Objective:
         found = super().objective()
-        return Objective(found.policy, found.kl, self.value_clip)
+        return replace(found, value_clip=self.value_clip)
 
     def _contradictions(self) -> list[tuple[bool, str]]:
         return [

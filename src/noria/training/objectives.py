@@ -53,12 +53,17 @@ class PolicyLoss:
 
 @dataclass(frozen=True)
 class Objective:
-    """How the terms that a batch switches on are formed; a term that no weight switches on costs nothing."""
+    """How the terms that a batch switches on are formed; a term that no weight switches on costs nothing.
+
+    `temperature` divides the logits of every term: RL trains the policy that was sampled, which at another temperature
+    is another one.
+    """
 
     policy: PolicyLoss = field(default_factory=PolicyLoss)
     kl: KlForm = "k3"
     value_clip: float = 0.2
     preference: PreferenceLoss = field(default_factory=PreferenceLoss)
+    temperature: float = 1.0
 
 
 def policy_gradient(

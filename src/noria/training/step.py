@@ -184,11 +184,22 @@ def _from_logprobs(
     if not needs_sequences(batch, objective):
         out_N = torch.empty(len(target_N), device=hidden_ND.device)
         loss, sums = chunked_sums(
-            hidden_ND, model.head.weight, target_N, ids_NK, terms, counts, cap, compiled=compiled, out_N=out_N
+            hidden_ND,
+            model.head.weight,
+            target_N,
+            ids_NK,
+            terms,
+            counts,
+            cap,
+            compiled=compiled,
+            out_N=out_N,
+            temperature=objective.temperature,
         )
         return loss, sums, out_N
     wanted_NK = target_N[:, None] if ids_NK is None else torch.cat([target_N[:, None], ids_NK], 1)
-    logprob_NK = chunked_logprobs(hidden_ND, model.head.weight, wanted_NK, cap, compiled=compiled)
+    logprob_NK = chunked_logprobs(
+        hidden_ND, model.head.weight, wanted_NK, cap, compiled=compiled, temperature=objective.temperature
+    )
     chosen = Chosen(logprob_NK[:, 0], None if ids_NK is None else logprob_NK[:, 1:])
     sums = dict(terms(slice(None), chosen))
     return torch.stack([term / counts[name] for name, term in sums.items()]).sum(), sums, chosen.logprob_N
@@ -205,15 +216,20 @@ def loss_sums(model: Transformer, batch: TokenBatch, objective: Objective) -> di
 def _sums_from_whole_logits(
     model: Transformer, hidden_ND: Tensor, batch: TokenBatch, chosen_BT: Tensor, objective: Objective
 ) -> tuple[dict[str, Tensor], Tensor]:
-    logprobs_NV = model.logits(hidden_ND).log_softmax(-1)
+    logprobs_NV = _logprobs(model, hidden_ND, objective.temperature)
     logprob_N = logprobs_NV.gather(1, batch.tokens_BT[:, 1:][chosen_BT][:, None])[:, 0]
     ids_NK = teacher_ids(batch, chosen_BT)
     chosen = Chosen(logprob_N, None if ids_NK is None else logprobs_NV.gather(1, ids_NK))
     return dict(loss_terms(batch, chosen_BT, objective)(slice(None), chosen)), logprob_N
 
 
+def _logprobs(model: Transformer, hidden_ND: Tensor, temperature: float) -> Tensor:
+    logits_NV = model.logits(hidden_ND)
+    return (logits_NV if temperature == 1.0 else logits_NV / temperature).log_softmax(-1)
+
+
 @torch.no_grad()
-def target_logprobs(model: Transformer, batch: TokenBatch, rows: int = 64) -> Tensor:
+def target_logprobs(model: Transformer, batch: TokenBatch, rows: int = 64, temperature: float = 1.0) -> Tensor:
     """(B, T - 1) log-probabilities of the weighted targets, 0 elsewhere: the trainer's own, by the path of its loss."""
     found_BT = torch.zeros(batch.w_ce.shape)
     for start in range(0, len(found_BT), rows):
@@ -223,10 +239,11 @@ def target_logprobs(model: Transformer, batch: TokenBatch, rows: int = 64) -> Te
             continue
         hidden_ND, target_N = chosen_states(model, micro, chosen_BT), micro.tokens_BT[:, 1:][chosen_BT]
         if hidden_ND.dtype == torch.float32 and model.config.vocab_size <= WHOLE_LOGITS_VOCABULARY:
-            logprob_N = model.logits(hidden_ND).log_softmax(-1).gather(1, target_N[:, None])[:, 0]
+            logprob_N = _logprobs(model, hidden_ND, temperature).gather(1, target_N[:, None])[:, 0]
         else:
             cap = model.config.logit_soft_cap
-            logprob_N = chunked_logprobs(hidden_ND, model.head.weight, target_N[:, None], cap)[:, 0]
+            head_VD = model.head.weight
+            logprob_N = chunked_logprobs(hidden_ND, head_VD, target_N[:, None], cap, temperature=temperature)[:, 0]
         found_BT[start : start + rows, : chosen_BT.shape[1]][chosen_BT] = logprob_N
     return found_BT
 
