@@ -10,14 +10,36 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 
+from noria.data.tokenizer import train_tokenizer
 from noria.inference import Engine, Request, SamplingParams, score
 from noria.model import ModelConfig, Transformer
-from noria.posttraining import GrpoConfig, LoraConfig, SftConfig, adapt, fine_tune, improve, merge
-from noria.posttraining.lora import AdapterError, load_adapter, merged_state, save_adapter, without_adapters
+from noria.posttraining import (
+    GrpoConfig,
+    LoraConfig,
+    PpoConfig,
+    RewardModelConfig,
+    SftConfig,
+    adapt,
+    fine_tune,
+    improve,
+    improve_with_critic,
+    merge,
+    train_reward_model,
+)
+from noria.posttraining.lora import (
+    AdapterError,
+    has_adapters,
+    load_adapter,
+    merged_state,
+    save_adapter,
+    without_adapters,
+)
+from noria.posttraining.reward_model import load_reward_model, save_reward_model, score_replies
 from noria.training import Progress
 from noria.training.checkpoint import complete
 from noria.training.integrity import checksum
 from tests.posttraining.test_grpo import TINY, Bandit, tasks
+from tests.posttraining.test_preference_training import even_is_better
 from tests.posttraining.test_reinforce import half
 from tests.posttraining.test_sft import some_examples
 
@@ -129,6 +151,32 @@ def test_an_interrupted_rl_run_of_adapters_continues_bitwise_and_saves_no_frozen
     saved = FileSystemReader(complete(tmp_path)[-1]).read_metadata().state_dict_metadata
     weights = [name for name in saved if name.startswith("model.")]
     assert weights and all(name.endswith(("lora_a", "lora_b")) for name in weights)
+
+
+def test_ppo_trains_adapters_of_policy_and_critic_alone():
+    model = Transformer(TINY)
+    adapt(model, LoraConfig(rank=2))
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    config = PpoConfig(steps=4, prompts=3, group=4, learning_rate=0.02)
+    history = improve_with_critic(model, tasks(8), Bandit(model).roll, half, config, 0, 7)
+    assert history[-1]["loss_value"] < history[0]["loss_value"]
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
+    assert any(p.any() for name, p in model.named_parameters() if name.endswith("lora_b"))
+
+
+def test_a_reward_model_of_adapters_is_saved_merged(tmp_path):
+    tokenizer = train_tokenizer(["say it"] * 3, 300)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    model = Transformer(WIDE)
+    adapt(model, LoraConfig(rank=4))
+    pairs = even_is_better(64)
+    settings = RewardModelConfig(epochs=6, batch_pairs=16, learning_rate=0.02)
+    history = train_reward_model(model, pairs, settings, 0, 0)
+    assert history[-1]["preference_accuracy"] > history[0]["preference_accuracy"] + 0.2
+    save_reward_model(tmp_path / "reward", model, tmp_path / "tokenizer.json")
+    items = [pair.chosen for pair in pairs[:5]]
+    again = load_reward_model(tmp_path / "reward")
+    assert score_replies(again, items, 0) == score_replies(model, items, 0) and has_adapters(model)
 
 
 def test_an_adapter_file_has_pefts_names_and_comes_back(tmp_path):

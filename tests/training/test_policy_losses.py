@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +18,10 @@ from noria.training.critic import attach_critic
 from noria.training.loop import optimiser_step
 from noria.training.objectives import is_clipped, policy_gradient, reference_kl, value_loss
 from noria.training.optim import MuonAdamW
-from noria.training.step import loss_of, target_logprobs, weighted_tokens
+from noria.training.step import loss_of, measure_gradient, target_logprobs, weighted_tokens
 from tests.training.test_objectives import full_batch, tiny
 
+ROOT = Path(__file__).parent.parent.parent
 FORMS = {
     "ppo": PolicyLoss(),
     "dual clip": PolicyLoss(dual_clip=1.5),
@@ -242,6 +247,37 @@ def test_the_trainers_logprobs_are_those_of_the_model_where_a_target_is_weighed(
         torch.testing.assert_close(
             target_logprobs(model, batch, rows), torch.where(batch.w_rl != 0, plain, 0.0), atol=1e-5, rtol=1e-5
         )
+
+
+CHILD = """
+import json, sys
+import torch.distributed as dist
+from noria.training.parallel import Ranks
+from noria.training.step import measure_gradient
+from tests.training.test_policy_losses import *
+rank, count = int(sys.argv[1]), 2
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=count)
+for name in ("ppo", "gspo"):
+    found = measure_gradient(tiny(), rl_batch(), 2, Objective(FORMS[name]), Ranks(rank, count))
+    print(json.dumps([found.losses, found.norm, found.measured]))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_what_one_does(tmp_path):
+    command = [sys.executable, "-c", CHILD]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        for rank in (0, 1)
+    ]
+    outputs = [rank.communicate()[0].splitlines() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0] and outputs[0] == outputs[1]
+    for name, line in zip(("ppo", "gspo"), outputs[0], strict=True):
+        losses, norm, measured = json.loads(line)
+        alone = measure_gradient(tiny(), rl_batch(), 64, Objective(FORMS[name]))
+        assert losses == pytest.approx(alone.losses, rel=1e-5) and norm == pytest.approx(alone.norm, rel=1e-5)
+        assert measured == pytest.approx(alone.measured, rel=1e-4, abs=1e-6)
 
 
 def test_a_value_without_a_critic_is_refused():

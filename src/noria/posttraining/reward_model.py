@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from noria.data.chat_tokenizer import ChatTokenizer
-from noria.model import Transformer, load_model, save_model
-from noria.model.folder import ModelFolderError
+from noria.model import Transformer, load_model
+from noria.model.folder import ModelFolderError, save_state
+from noria.posttraining.lora import merged_state
 from noria.posttraining.preference import Pair, lay_out_pairs
 from noria.posttraining.sft import Example
 from noria.training import Annotated, History, LoopConfig, Objective, PreferenceLoss, Progress, TokenBatch, train
@@ -195,14 +196,14 @@ def reward_grade(
 
 
 def save_reward_model(folder: Path, model: Transformer, tokenizer_json: Path) -> None:
-    """A model folder with the head beside it; the model keeps its head."""
+    """A model folder with the head beside it, adapters merged; the model keeps both as they are."""
     critic = detach_critic(model)
     if critic is None:
         raise ValueError("the model has no reward head to save")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.detach().clone() for name, tensor in critic.head.state_dict().items()}, folder / HEAD)
-        save_model(folder, model, tokenizer_json)
+        save_state(folder, model.config, merged_state(model), tokenizer_json)
     finally:
         model.critic = critic
 

@@ -55,12 +55,11 @@ class Kept(Generic[T]):
         self._last: int | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            for path in folder.iterdir():
-                if path.suffix == ".new":  # cut off while it was written
-                    path.unlink()
-                else:
-                    number, made_at = (int(part) for part in path.stem.split("-made-at-"))
-                    self._made_at[number] = made_at
+            for path in folder.glob("*-made-at-*.new"):  # cut off while it was written
+                path.unlink()
+            for path in folder.glob("*-made-at-*.kept"):
+                number, made_at = (int(part) for part in path.stem.split("-made-at-"))
+                self._made_at[number] = made_at
 
     def arrive(self, step: int) -> None:
         """Tell at which optimiser step the run is. Where it is not the next one, the run went back: what was made at

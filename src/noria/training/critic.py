@@ -34,9 +34,10 @@ class Critic(nn.Module):
 
 
 def attach_critic(model: Transformer, *, own_trunk: bool) -> Critic:
-    """Give `model` a critic; its own trunk starts as a copy of the model's. Replaces one that is there."""
+    """Give `model` a critic; its own trunk starts as a copy of the model's (under adapters: frozen, with its own).
+    Replaces one that is there."""
     detach_critic(model)
-    trunk = copy.deepcopy(model).requires_grad_(True) if own_trunk else None
+    trunk = copy.deepcopy(model) if own_trunk else None
     model.critic = Critic(model.config.width, trunk)
     return model.critic
 
