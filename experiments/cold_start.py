@@ -10,10 +10,11 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from statistics import mean
 
 from experiments.nano_rl import Start, start
 from experiments.verdict import arguments, judge, picture, show
-from noria.grading.monitors import language_mix
+from noria.grading.monitors import distinct_n, language_mix
 from noria.posttraining import GrpoConfig
 from noria.posttraining.rejection import is_repetitive
 from noria.types import THINK_OPEN, Trace, split_thinking
@@ -24,11 +25,11 @@ MIXED = 0.05  # share of letters outside the Latin script, as in the filters
 
 def fault(trace: Trace) -> str:
     """The first thing that makes a reply hard to read; empty for a readable one. Right or wrong is not asked."""
-    if is_repetitive(trace.reply):
+    thinking, answer = split_thinking(trace.reply)
+    if is_repetitive(thinking or trace.reply):
         return "repetitive"
     if language_mix([trace.reply]) > MIXED:
         return "mixed_language"
-    thinking, answer = split_thinking(trace.reply)
     if trace.outcome != "finished":
         return "truncated"
     return "" if trace.reply.startswith(THINK_OPEN) and thinking and answer else "no_thinking_or_answer"
@@ -37,6 +38,12 @@ def fault(trace: Trace) -> str:
 def shares(traces: Sequence[Trace]) -> dict[str, float]:
     counts = Counter(fault(trace) or "readable" for trace in traces)
     return {name: round(count / len(traces), 4) for name, count in sorted(counts.items())}
+
+
+def distinct_bigrams(traces: Sequence[Trace]) -> float:
+    """Distinct over all bigrams of sampled tokens within each reply, averaged: towards 0 where replies loop."""
+    replies = [node.call.token_ids for trace in traces for node in trace.nodes if node.call]
+    return mean([distinct_n([reply], 2) for reply in replies if len(reply) > 1])
 
 
 def run(chain: Start, cold_started: bool, seed: int, steps: int = STEPS) -> tuple[list[float], float, list[Trace]]:
@@ -70,6 +77,13 @@ def main() -> int:
         "share of replies (without minus with)",
         accuracies={names[cold]: [round(accuracy, 4) for _, accuracy, _ in runs] for cold, runs in results.items()},
         faults={names[cold]: shares(runs[0][2]) for cold, runs in results.items()},
+        distinct_bigrams={
+            names[cold]: [round(distinct_bigrams(traces), 4) for _, _, traces in runs] for cold, runs in results.items()
+        },
+        foreign_letters={
+            names[cold]: [round(language_mix([trace.reply for trace in traces]), 4) for _, _, traces in runs]
+            for cold, runs in results.items()
+        },
         before={names[cold]: shares(chain.replies(chain.model(cold), 0)) for cold in names},
         replies={names[cold]: [trace.reply[:160] for trace in runs[0][2][:200:50]] for cold, runs in results.items()},
     )
