@@ -47,6 +47,7 @@ RANK_2 = LoraConfig(rank=2, alpha=4)
 WIDE = ModelConfig(
     vocab_size=40, width=32, layers=2, heads=2, kv_heads=1, ffn_width=48, context=24, tied=False, activation="swiglu"
 )
+IDS_OF_TINY = [[1, 10, 12]]
 IDS = [[3, 5, 7, 9, 11, 13], [4, 8, 15, 16, 23]]
 
 
@@ -151,6 +152,20 @@ def test_an_interrupted_rl_run_of_adapters_continues_bitwise_and_saves_no_frozen
     saved = FileSystemReader(complete(tmp_path)[-1]).read_metadata().state_dict_metadata
     weights = [name for name in saved if name.startswith("model.")]
     assert weights and all(name.endswith(("lora_a", "lora_b")) for name in weights)
+
+
+def test_the_engine_follows_the_adapters_while_they_are_trained():
+    """One engine for the whole run: what it records stays what the trainer computes."""
+    model = Transformer(TINY)
+    with torch.no_grad():
+        model.embedding.weight.mul_(20)
+    adapt(model, LoraConfig(rank=4))
+    config = GrpoConfig(steps=10, prompts=3, group=4, learning_rate=0.05)
+    history = improve(model, tasks(8), Bandit(model).roll, half, config, 0, 7)
+    assert all(row["drift_kl_max"] < 1e-5 for row in history if "loss_rl" in row)
+    with without_adapters(model):
+        before = score(model, IDS_OF_TINY)
+    assert abs(before[0][-1] - score(model, IDS_OF_TINY)[0][-1]) > 0.01
 
 
 def test_ppo_trains_adapters_of_policy_and_critic_alone():
