@@ -212,7 +212,7 @@ def guarded(folder: Path, steps: int) -> float:
 
 def bare(steps: int) -> float:
     from noria.training.loop import optimiser_step
-    from noria.training.objectives import PolicyLoss
+    from noria.training.objectives import Objective
     from noria.training.optim import MuonAdamW
 
     model, annotate, config = _overhead_setup(steps)
@@ -220,7 +220,7 @@ def bare(steps: int) -> float:
     model.train()
     started = time.process_time()
     for step in range(steps):
-        optimiser_step(model, optimizer, annotate(step).batch, config, config.rate(step), PolicyLoss())
+        optimiser_step(model, optimizer, annotate(step).batch, config, config.rate(step), Objective())
     return (time.process_time() - started) / steps
 
 

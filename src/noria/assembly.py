@@ -58,8 +58,8 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
     tasks = s5.tasks(recipe.posttraining, run.seed)
     cold_start = s5.cold_start(recipe.posttraining, base, tasks, run.seed, threads)
     reasoning = s5.reasoning_rl(recipe.posttraining, cold_start, tasks, run.seed, threads)
-    rejection = s5.rejection_sft(recipe.posttraining, reasoning, tasks, run.seed, threads)
-    aligned = s5.alignment_rl(recipe.posttraining, rejection, tasks, run.seed, threads)
+    rounds = s5.rounds(recipe.posttraining, reasoning, tasks, run.seed, threads)
+    rejection, aligned = rounds[-1]
 
     demonstrations = s7.agent_demonstrations(recipe.harness, tokenizer, run.seed)
     agent_start = s7.agent_cold_start(recipe.harness, aligned, demonstrations, rejection, tasks, run.seed, threads)
@@ -90,7 +90,7 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
         *(registry, graders, raw, corpus, tokenizer),
         *(documents for documents in learned.values() if isinstance(documents, Step)),
         *(shards, ladder, plan, base),
-        *(tasks, cold_start, reasoning, rejection, aligned),
+        *(tasks, cold_start, reasoning, *(step for pair in rounds for step in pair)),
         *(demonstrations, agent_start, agent, agent_results),
         *(teacher_traces, student_base, student, control, quantised),
         *_judge_and_release(recipe, turn, models, agent_results, registry, shards, previous),

@@ -59,3 +59,10 @@ def test_a_base_model_without_a_template_is_refused(tmp_path: Path) -> None:
         ImportedTokenizer.load(write(tmp_path, chat_template=None))
     with pytest.raises(ChatTemplateError, match="which token ends a turn"):
         ImportedTokenizer.load(write(tmp_path, eos_token=None))
+
+
+def test_of_several_ends_the_one_that_the_template_writes_ends_a_turn(tmp_path: Path) -> None:
+    """As in Llama 3, where the first of generation_config's ends is that of a document."""
+    (write(tmp_path) / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 257]}))
+    tokenizer = ImportedTokenizer.load(tmp_path)
+    assert tokenizer.end == 257 and tokenizer.ends == (256, 257)

@@ -10,7 +10,7 @@ from noria.distillation import distil, distillation_batch, load_traces, save_tra
 from noria.model import ModelConfig, Transformer
 from noria.posttraining import Example, SftConfig
 from noria.posttraining.sft import pack
-from noria.training import PolicyLoss
+from noria.training import Objective
 from noria.training.step import loss_sums
 
 TEACHER = ModelConfig(vocab_size=16, width=16, layers=1, heads=2, kv_heads=1, ffn_width=32, context=12)
@@ -63,7 +63,7 @@ def test_each_target_keeps_its_own_draws_when_packed():
     targets = batch.tokens_BT[:, 1:]
     assert torch.equal(batch.teacher_ids[chosen], targets[chosen][:, None].expand(-1, 2))
     torch.testing.assert_close(batch.w_ce[chosen], torch.full((int(chosen.sum()),), 0.75))
-    sums = loss_sums(teacher(), batch, PolicyLoss())
+    sums = loss_sums(teacher(), batch, Objective())
     assert sums["kd"].item() / 0.25 == pytest.approx(sums["ce"].item() / 0.75, rel=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_each_target_keeps_its_own_draws_when_packed():
 def test_a_weight_of_nought_or_one_leaves_one_term(weight, term):
     items = examples()
     batch = distillation_batch(items, teacher_draws(teacher(), items, 3, 0), 12, weight, pad=0)
-    assert set(loss_sums(teacher(), batch, PolicyLoss())) == {term}
+    assert set(loss_sums(teacher(), batch, Objective())) == {term}
     if not weight:
         assert torch.equal(batch.w_ce, pack(items, 12, 0).w_ce)
 

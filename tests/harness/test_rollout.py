@@ -11,6 +11,7 @@ from noria.harness.scripted import messages_of
 from noria.harness.tools import SandboxFailed
 from noria.inference import Engine
 from noria.model import ModelConfig, Transformer
+from noria.posttraining import annotate
 from noria.types import GraderRef, Message, Task, seed_of
 
 BUDGET = Budget(turns=5, tokens_per_turn=32, context=256)
@@ -54,6 +55,19 @@ def test_each_prompt_extends_the_last_with_the_very_ids_that_were_sampled(tokeni
     for before, after, result in zip(calls, calls[1:], said(trace, "tool"), strict=False):
         told = tokenizer.render([Message("tool", result)], generation=False)[1:]
         assert after.prompt_ids == (*before.prompt_ids, *before.token_ids, *told, tokenizer.assistant)
+
+
+def test_what_is_trained_is_what_was_sampled_over_all_turns_and_no_tool_token(tokenizer, tools):
+    """One row whose weighted targets are the calls' own ids, in order; what the tools said is context."""
+    trace = run(replies(f"{CALL}read apple", f"<think>so pear</think>{CALL}read pear", "42"), tokenizer, tools)
+    batch = annotate([trace], [0.5], tokenizer.pad)
+    assert batch.tokens_BT.shape[0] == 1
+    weighted = batch.tokens_BT[0, 1:][batch.w_rl[0] != 0].tolist()
+    assert weighted == [token for node in trace.nodes if node.call for token in node.call.token_ids]
+    context = batch.tokens_BT[0, 1:][batch.w_rl[0] == 0].tolist()
+    for result in said(trace, "tool"):
+        told = " ".join(map(str, tokenizer.encode(result)))
+        assert told in " ".join(map(str, context)) and told not in " ".join(map(str, weighted))
 
 
 def test_ids_that_no_text_would_give_are_kept(tokenizer, tools):

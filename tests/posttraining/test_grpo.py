@@ -13,7 +13,7 @@ from noria.model import ModelConfig, Transformer
 from noria.posttraining import GrpoConfig, annotate, group_advantages, improve
 from noria.posttraining.grpo import rollout_metrics, step_tasks, with_reference
 from noria.training import Progress
-from noria.training.objectives import PolicyLoss
+from noria.training.objectives import Objective
 from noria.training.step import loss_sums, weighted_tokens
 from noria.types import GraderRef, Message, ModelCall, Node, Score, Task, Trace
 
@@ -95,7 +95,7 @@ def test_annotation_marks_exactly_the_sampled_tokens_with_their_own_logprobs():
 
 def test_groups_without_signal_annotate_to_a_batch_that_weighs_nothing():
     batch = annotate([trace(call([1], [3])), trace()], [0.0, 1.0], pad=0)
-    assert weighted_tokens(batch) == {} and loss_sums(Transformer(TINY), batch, PolicyLoss()) == {}
+    assert weighted_tokens(batch) == {} and loss_sums(Transformer(TINY), batch, Objective()) == {}
 
 
 def test_reference_logprobs_are_the_references_own_on_padded_rows_too():
@@ -103,11 +103,11 @@ def test_reference_logprobs_are_the_references_own_on_padded_rows_too():
     torch.nn.init.normal_(reference.blocks[0].attention.output.weight)
     short, long = trace(call([1, 5], [7])), trace(call([1, 5, 9], [7, 8, 2]))
     batch = with_reference(annotate([short, long], [1.0, -1.0], pad=0), reference, 0.1)
-    for row, ids in enumerate([[1, 5, 7], [1, 5, 9, 7, 8, 2]]):
-        alone = score(reference, [ids])[0]
-        assert batch.reference_logprob[row, : len(ids) - 1].tolist() == pytest.approx(alone, abs=1e-5)
+    for row, (ids, sampled) in enumerate([([1, 5, 7], 1), ([1, 5, 9, 7, 8, 2], 3)]):
+        alone = score(reference, [ids])[0][-sampled:]
+        assert batch.reference_logprob[row][batch.w_rl[row] != 0].tolist() == pytest.approx(alone, abs=1e-5)
     torch.testing.assert_close(batch.w_kl, batch.w_rl * 0.1)
-    assert loss_sums(reference, batch, PolicyLoss())["kl"].item() == pytest.approx(0, abs=1e-9)
+    assert loss_sums(reference, batch, Objective())["kl"].item() == pytest.approx(0, abs=1e-9)
 
 
 def test_on_policy_rollouts_have_importance_one():
@@ -119,7 +119,7 @@ def test_on_policy_rollouts_have_importance_one():
     advantages = [1.0, -1.0, 0.5, 2.0, -0.5, 0.25, 1.0, -3.0]
     batch = annotate(traces, advantages, pad=0)
     expected = -sum(a * len(c.token_ids) for a, c in zip(advantages, found, strict=True))
-    assert loss_sums(model, batch, PolicyLoss())["rl"].item() == pytest.approx(expected, abs=1e-3)
+    assert loss_sums(model, batch, Objective())["rl"].item() == pytest.approx(expected, abs=1e-3)
 
 
 def test_prompts_are_passes_over_all_tasks_and_a_function_of_seed_and_step():

@@ -7,13 +7,17 @@ from collections import Counter
 import pytest
 import torch
 
+from noria.data.imported_tokenizer import ImportedTokenizer
 from noria.data.tokenizer import train_tokenizer
+from noria.inference import Engine, Request, SamplingParams
 from noria.model import ModelConfig, Transformer
-from noria.posttraining import Example, SftConfig, example, fine_tune, trace_examples
+from noria.posttraining import Example, SftConfig, conversation, example, fine_tune, trace_examples
 from noria.posttraining.sft import pack, pack_order, sft_steps
-from noria.training import PolicyLoss
+from noria.training import Objective
 from noria.training.step import loss_sums
 from noria.types import Message, ModelCall, Node, Trace
+from tests.data.test_imported_tokenizer import TEMPLATE
+from tests.data.test_imported_tokenizer import write as write_imported
 
 TINY = ModelConfig(vocab_size=40, width=16, layers=2, heads=2, kv_heads=1, ffn_width=32, context=24)
 
@@ -77,6 +81,62 @@ def test_a_prompt_that_does_not_extend_the_last_call_starts_an_example_of_its_ow
     assert trace_examples(made_of()) == []
 
 
+TALK = [
+    Message("system", "be brief"),
+    Message("user", "two and two"),
+    Message("assistant", "four"),
+    Message("user", "and two"),
+    Message("assistant", "six"),
+]
+
+
+def trained_ids(item):
+    return [token for token, on in zip(item.token_ids, item.trained, strict=True) if on]
+
+
+def test_a_conversation_trains_every_reply_of_the_assistant_and_its_end():
+    tokenizer = train_tokenizer(["be brief two and two four six"] * 5, 300)
+    (item,) = conversation(tokenizer, TALK)
+    assert list(item.token_ids) == tokenizer.render(TALK, generation=False)
+    said = [[*tokenizer.encode_reply(text), tokenizer.end] for text in ("four", "six")]
+    assert trained_ids(item) == said[0] + said[1]
+    with pytest.raises(ValueError, match="none of the assistant"):
+        conversation(tokenizer, TALK[:2])
+
+
+def test_a_conversation_of_an_imported_model_is_the_text_of_its_template(tmp_path):
+    """ChatML writes a line break after the end of a turn: it is context of the next turn, and never trained on."""
+    tokenizer = ImportedTokenizer.load(write_imported(tmp_path))
+    (item,) = conversation(tokenizer, TALK)
+    assert [*item.token_ids, *tokenizer.encode("\n")] == tokenizer.render(TALK, generation=False)
+    assert tokenizer.decode(trained_ids(item)) == "foursix"
+    assert trained_ids(item).count(tokenizer.end) == 2 and trained_ids(item)[-1] == tokenizer.end
+    alone = example(tokenizer, TALK[:4], "six")
+    assert alone.token_ids == item.token_ids and trained_ids(alone) == [*tokenizer.encode("six"), tokenizer.end]
+
+
+def test_a_template_that_rewrites_history_gives_each_turn_what_the_model_would_see(tmp_path):
+    """Some drop the thinking of earlier turns: no token is trained on after a context that never occurs."""
+    forgetful = TEMPLATE.replace("message.content", "message.content.split('</think>')[-1]")
+    tokenizer = ImportedTokenizer.load(write_imported(tmp_path, chat_template=forgetful))
+    talk = [*TALK[:2], Message("assistant", "<think>2+2</think>four"), *TALK[3:]]
+    first, second = conversation(tokenizer, talk)
+    assert list(second.token_ids[: len(tokenizer.render(talk[:4]))]) == tokenizer.render(talk[:4])
+    assert tokenizer.decode(trained_ids(first)) == "<think>2+2</think>four"
+    assert tokenizer.decode(trained_ids(second)) == "six" and "2+2" not in tokenizer.decode(second.token_ids)
+
+
+def test_an_imported_model_learns_its_replies_token_in_token_out(tmp_path):
+    """After fine-tuning on a conversation the engine samples the trained ids from the rendered prompt."""
+    tokenizer = ImportedTokenizer.load(write_imported(tmp_path))
+    model = Transformer(TINY.model_copy(update={"vocab_size": tokenizer.vocab_size, "context": 128}))
+    items = conversation(tokenizer, TALK)
+    fine_tune(model, items, SftConfig(epochs=60, batch_tokens=128, learning_rate=0.02), tokenizer.pad, seed=0)
+    request = Request(tokenizer.render(TALK[:4]), SamplingParams(temperature=0.0, max_tokens=8))
+    (found,) = Engine(model, tokenizer.end).generate([request])
+    assert tokenizer.decode(found.token_ids) == "six" and found.finish == "stop"
+
+
 def test_packing_gives_each_example_its_own_segment_and_loses_none():
     items = some_examples()
     batch, places = pack_order(items, 24, pad=0)
@@ -95,7 +155,7 @@ def test_loss_and_gradient_on_packed_rows_are_those_of_the_examples_alone():
 
     def loss_and_gradient(batches):
         model = randomised()
-        total = sum(loss_sums(model, batch, PolicyLoss())["ce"] for batch in batches)
+        total = sum(loss_sums(model, batch, Objective())["ce"] for batch in batches)
         total.backward()
         return total.item(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 

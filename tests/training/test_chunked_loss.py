@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from noria.model import ModelConfig, Transformer
-from noria.training import PolicyLoss, mean_loss
+from noria.training import Objective, PolicyLoss, mean_loss
 from noria.training import step as step_module
 from noria.training.chunked_loss import chunked_sums
-from noria.training.step import loss_of, loss_sums, weighted_tokens
+from noria.training.step import loss_of, loss_sums, target_logprobs, weighted_tokens
 from tests.training.test_objectives import TINY, full_batch, tiny
 
-BOUNDS = PolicyLoss()
+OBJECTIVE = Objective()
 
 
 def backward(model, batch, chunked, monkeypatch):
     monkeypatch.setattr(step_module, "WHOLE_LOGITS_VOCABULARY", 0 if chunked else 10**9)
     model.zero_grad(set_to_none=True)
-    loss, sums = loss_of(model, batch, BOUNDS, weighted_tokens(batch))
+    loss, sums = loss_of(model, batch, OBJECTIVE, weighted_tokens(batch))
     loss.backward()
     return loss.detach(), {name: value.detach() for name, value in sums.items()}, [p.grad for p in model.parameters()]
 
@@ -35,6 +35,35 @@ def test_all_terms_and_gradients_equal_those_of_whole_logits(changes, monkeypatc
     chunked = backward(model, batch, True, monkeypatch)
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-5)
     assert set(chunked[1]) == {"ce", "rl", "kl", "kd"} and max(grad.abs().max() for grad in whole[2]) > 0.01
+
+
+@pytest.mark.parametrize("cap", [None, 0.5])
+@pytest.mark.parametrize("sequences", [False, True])
+def test_a_temperature_divides_logits_in_chunks_as_it_does_whole(cap, sequences, monkeypatch):
+    """Whole logits are differentiated by autograd; the chunks have slopes of their own."""
+    model = Transformer(TINY.model_copy(update={"logit_soft_cap": cap}), 3)
+    model.load_state_dict(tiny().state_dict())
+    policy = PolicyLoss(form="gspo") if sequences else PolicyLoss()
+    objective = Objective(policy, temperature=0.6)
+
+    def found(chunked):
+        monkeypatch.setattr(step_module, "WHOLE_LOGITS_VOCABULARY", 0 if chunked else 10**9)
+        model.zero_grad(set_to_none=True)
+        batch = full_batch()
+        loss, sums = loss_of(model, batch, objective, weighted_tokens(batch))
+        loss.backward()
+        scored = target_logprobs(model, batch, temperature=0.6)
+        return loss.detach(), {k: v.detach() for k, v in sums.items()}, scored, [p.grad for p in model.parameters()]
+
+    whole, chunked = found(False), found(True)
+    torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-4)
+    batch = full_batch()
+    with torch.no_grad():
+        logprobs = (
+            (model(batch.tokens_BT[:, :-1]) / 0.6).log_softmax(-1).gather(2, batch.tokens_BT[:, 1:, None])[..., 0]
+        )
+    on = whole[2] != 0
+    torch.testing.assert_close(whole[2][on], logprobs[on], atol=1e-5, rtol=1e-5)
 
 
 def head_and_states(targets=37, vocabulary=50, width=8):
@@ -99,8 +128,8 @@ def test_evaluation_makes_no_gradient_and_gives_the_same_loss(monkeypatch):
 def test_small_vocabularies_in_fp32_keep_whole_logits_bit_for_bit():
     model, batch = tiny(), full_batch()
     counts = weighted_tokens(batch)
-    loss, _ = loss_of(model, batch, BOUNDS, counts)
-    sums = loss_sums(model, batch, BOUNDS)
+    loss, _ = loss_of(model, batch, OBJECTIVE, counts)
+    sums = loss_sums(model, batch, OBJECTIVE)
     assert loss.item() == sum(sums[name] / counts[name] for name in sums).item()
 
 
@@ -108,5 +137,5 @@ def test_a_large_vocabulary_is_chunked_by_default(monkeypatch):
     config = ModelConfig(vocab_size=8192, width=16, layers=1, heads=2, kv_heads=1, ffn_width=16, context=16)
     monkeypatch.setattr(step_module, "_sums_from_whole_logits", None)
     batch = full_batch()
-    loss, _ = loss_of(Transformer(config), batch, BOUNDS, weighted_tokens(batch))
+    loss, _ = loss_of(Transformer(config), batch, OBJECTIVE, weighted_tokens(batch))
     assert torch.isfinite(loss)

@@ -9,7 +9,7 @@ import torch
 
 from noria.model import Transformer
 from noria.model.blocked_attention import blocked_attention
-from noria.training import Annotated, LoopConfig, PolicyLoss, train
+from noria.training import Annotated, LoopConfig, Objective, train
 from noria.training.compute import check_compiler, computing
 from noria.training.step import measure_gradient
 from tests.training.test_objectives import TINY, full_batch, tiny
@@ -20,7 +20,7 @@ def gradient(model, **how):
     # Cross-entropy alone: where exp(log p - log mu) is large, policy terms multiply any rounding of log p.
     batch = dataclasses.replace(full_batch(), w_rl=None, w_kl=None, w_kd=None)
     with computing(model, **settings):
-        measured = measure_gradient(model, batch, 3, PolicyLoss())
+        measured = measure_gradient(model, batch, 3, Objective())
     return measured, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 

@@ -17,7 +17,7 @@ from noria.model import ModelConfig, MoE, Transformer
 from noria.training import Annotated, LoopConfig, Progress, TokenBatch, train
 from noria.training.checkpoint import complete, steps_of
 from noria.training.loop import optimiser_step
-from noria.training.objectives import PolicyLoss
+from noria.training.objectives import Objective
 from noria.training.optim import MuonAdamW
 
 TINY = ModelConfig(vocab_size=32, width=16, layers=1, heads=2, kv_heads=1, ffn_width=32, context=8)
@@ -128,7 +128,7 @@ def test_a_batch_that_is_not_finite_leaves_weights_and_moments_untouched(micro_b
     optimizer = MuonAdamW(model, 0.02)
 
     def step(batch):
-        return optimiser_step(model, optimizer, batch, config, 0.02, PolicyLoss())
+        return optimiser_step(model, optimizer, batch, config, 0.02, Objective())
 
     step(annotated(0).batch)
     before = weights(model)
@@ -170,7 +170,7 @@ def test_the_gradient_is_clipped_to_its_largest_norm():
     model = Transformer(TINY)
     optimizer = MuonAdamW(model, 0.02, muon=False)
     config = CONFIG.model_copy(update={"max_gradient_norm": 0.01})
-    metrics = optimiser_step(model, optimizer, annotated(0).batch, config, 0.02, PolicyLoss())
+    metrics = optimiser_step(model, optimizer, annotated(0).batch, config, 0.02, Objective())
     seen = torch.stack([state["first"].norm() / 0.1 for state in optimizer.state.values()]).norm().item()
     assert metrics["gradient_norm"] > 0.1 and seen == pytest.approx(0.01, rel=1e-3)
 

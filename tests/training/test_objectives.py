@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from noria.model import ModelConfig, Transformer
-from noria.training import LoopConfig, PolicyLoss, TokenBatch, mean_loss
+from noria.training import LoopConfig, Objective, PolicyLoss, TokenBatch, mean_loss
 from noria.training.loop import optimiser_step
 from noria.training.objectives import distillation, policy_gradient, reference_kl
 from noria.training.optim import MuonAdamW
 from noria.training.step import loss_sums, weighted_tokens
 
 TINY = ModelConfig(vocab_size=32, width=16, layers=2, heads=2, kv_heads=1, ffn_width=32, context=16)
-BOUNDS = PolicyLoss()
+BOUNDS, OBJECTIVE = PolicyLoss(), Objective()
 
 
 def tiny(seed=1):
@@ -51,7 +51,7 @@ def gradients(batch, micro_batch_rows=64, model=None):
     """The gradient that a step would use, as one vector; the step itself has rate 0 and no clipping."""
     model = model or tiny()
     config = LoopConfig(steps=1, learning_rate=1, micro_batch_rows=micro_batch_rows, max_gradient_norm=1e9)
-    metrics = optimiser_step(model, MuonAdamW(model, 0.0), batch, config, 0.0, BOUNDS)
+    metrics = optimiser_step(model, MuonAdamW(model, 0.0), batch, config, 0.0, OBJECTIVE)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return torch.cat([grad.flatten() for grad in grads]), metrics
 
@@ -154,7 +154,7 @@ def test_tokens_without_weight_get_no_gradient():
             seen.append(len(logits))
             return logits
 
-    loss_sums(Watched(TINY), batch, BOUNDS)["rl"].backward()
+    loss_sums(Watched(TINY), batch, OBJECTIVE)["rl"].backward()
     assert seen == [int((batch.w_rl != 0).sum())]
     louder = dataclasses.replace(batch, advantage=torch.where(batch.w_rl == 0, 1e6, batch.advantage))
     assert torch.equal(gradients(batch)[0], gradients(louder)[0])
@@ -165,7 +165,7 @@ def test_a_batch_without_any_weight_changes_nothing():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = MuonAdamW(model, 0.1)
     batch = TokenBatch(torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 3))
-    metrics = optimiser_step(model, optimizer, batch, LoopConfig(steps=1, learning_rate=0.1), 0.1, BOUNDS)
+    metrics = optimiser_step(model, optimizer, batch, LoopConfig(steps=1, learning_rate=0.1), 0.1, OBJECTIVE)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not optimizer.state and metrics["gradient_norm"] == 0 and not metrics["skipped"]
 
@@ -208,7 +208,7 @@ def test_distillation_by_draws_is_unbiased():
 def test_a_missing_field_is_named():
     batch = dataclasses.replace(full_batch(), advantage=None)
     with pytest.raises(ValueError, match="`advantage`"):
-        loss_sums(tiny(), batch, BOUNDS)
+        loss_sums(tiny(), batch, OBJECTIVE)
 
 
 def test_mean_loss_weighs_tokens_not_batches():

@@ -18,6 +18,8 @@ class ChatTokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
+    def encode_reply(self, text: str) -> list[int]: ...
+
 
 def load_chat_tokenizer(folder: Path) -> ChatTokenizer:
     """An imported model brings a tokenizer_config.json; without one it is a tokenizer of this project.

@@ -38,6 +38,7 @@ class ImportedTokenizer:
         self.ends, self.end, self.pad = tuple(ends), ends[0], pad
         self.bos: int | None = self._text.token_to_id(names.get("bos_token", "")) if names.get("bos_token") else None
         self._specials = [token.content for token in self._text.get_added_tokens_decoder().values() if token.special]
+        self.end = self._turn_end()
 
     @classmethod
     def load(cls, folder: Path) -> ImportedTokenizer:
@@ -55,6 +56,15 @@ class ImportedTokenizer:
         ends = ends if isinstance(ends, list) else [ends]
         pad = ids.token_to_id(names["pad_token"]) if names["pad_token"] else None
         return cls(inner, _template(folder, settings), names, ends, ends[0] if pad is None else pad)
+
+    def _turn_end(self) -> int:
+        """The end that the template writes after an assistant's message: where there are several, the first may end a
+        document instead, and a model trained to say it would not end its turn as its template does."""
+        try:
+            ids = self.render([Message("user", "?"), Message("assistant", "!")], generation=False)
+        except ChatTemplateError:
+            return self.ends[0]
+        return next((index for index in reversed(ids) if index in self.ends), self.ends[0])
 
     @cached_property
     def digest(self) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 from noria.evals.benchmarks import grade
 from noria.grading.monitors import language_mix
 from noria.posttraining.grpo import Roll
-from noria.types import THINK_OPEN, Score, Task, Trace, seed_of, split_thinking
+from noria.types import THINK_OPEN, Message, Node, Score, Task, Trace, seed_of, split_thinking
 
 Verdict = Literal["kept", "ungraded", "wrong", "truncated", "unreadable", "repetitive", "mixed_language"]
 BATCH = 256
@@ -44,6 +44,30 @@ def sample_and_keep(
                 kept.setdefault(task.id, (task, trace.reply))
         report(start + len(batch), len(repeated), "samples", f"{len(kept)} tasks kept")
     return list(kept.values()), {f"samples_{name}": count for name, count in sorted(counts.items())}
+
+
+def select_demonstrations(
+    demonstrations: Sequence[tuple[Task, str]],
+) -> tuple[list[tuple[Task, str]], dict[str, int]]:
+    """Those that pass the filters of `judge`, and how many ended how: R1's selection of its cold-start data, which is
+    correct, readable, and free of loops and of mixed languages (arXiv 2501.12948, section 2.3.1)."""
+    kept: list[tuple[Task, str]] = []
+    counts: Counter[str] = Counter()
+    for start in range(0, len(demonstrations), BATCH):
+        batch = demonstrations[start : start + BATCH]
+        tasks = [task for task, _ in batch]
+        traces = [_as_trace(task, reply) for task, reply in batch]
+        for pair, trace, score in zip(batch, traces, grade(tasks, traces), strict=True):
+            verdict = judge(trace, score)
+            counts[verdict] += 1
+            if verdict == "kept":
+                kept.append(pair)
+    return kept, {f"demonstrations_{name}": count for name, count in sorted(counts.items())}
+
+
+def _as_trace(task: Task, reply: str) -> Trace:
+    nodes = [*(Node((), message) for message in task.messages), Node((), Message("assistant", reply))]
+    return Trace(f"demonstration {task.id}", task.id, tuple(nodes), 0, "demonstration", "finished")
 
 
 def judge(trace: Trace, score: Score) -> Verdict:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from noria.data.tokenizer import Tokenizer
+from noria.data.chat_tokenizer import ChatTokenizer
 from noria.model import Transformer
 from noria.training import Annotated, History, LoopConfig, Progress, TokenBatch, train
 from noria.types import Message, Trace, seed_of
@@ -23,6 +23,10 @@ class SftConfig(BaseModel):
     learning_rate: float = Field(default=2e-3, gt=0, le=1)
 
 
+# What the model sees before it speaks, and what it says, as ids.
+Turn = tuple[tuple[int, ...], tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Example:
     """Token ids with, for each, whether it is trained on."""
@@ -31,18 +35,40 @@ class Example:
     trained: tuple[bool, ...]
 
 
-def example(tokenizer: Tokenizer, prompt: Sequence[Message], reply: str) -> Example:
+def example(tokenizer: ChatTokenizer, prompt: Sequence[Message], reply: str) -> Example:
     """A demonstration: the prompt in chat form is context, the reply and its end token are trained on."""
-    context = tokenizer.render(prompt)
-    target = [*tokenizer.encode_reply(reply), tokenizer.end]
-    return Example((*context, *target), (False,) * len(context) + (True,) * len(target))
+    return _chained([_turn(tokenizer, prompt, reply)])[0]
+
+
+def conversation(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[Example]:
+    """A conversation of several turns: what the assistant says is trained on, each turn after the very tokens that the
+    model would see there.
+
+    Usually one example. Where the chat template rewrites what came before (some drop earlier thinking), a turn whose
+    prompt does not extend the last one starts an example of its own. Raises ValueError without an assistant's message.
+    """
+    turns = [
+        _turn(tokenizer, messages[:place], message.content)
+        for place, message in enumerate(messages)
+        if message.role == "assistant"
+    ]
+    if not turns:
+        raise ValueError(f"a conversation of {len(messages)} messages has none of the assistant to train on")
+    return _chained(turns)
 
 
 def trace_examples(trace: Trace) -> list[Example]:
     """The sampled tokens of a trace, exactly as sampled; calls whose prompts extend each other share one example."""
+    return _chained([(node.call.prompt_ids, node.call.token_ids) for node in trace.nodes if node.call])
+
+
+def _turn(tokenizer: ChatTokenizer, prompt: Sequence[Message], reply: str) -> Turn:
+    return tuple(tokenizer.render(prompt)), (*tokenizer.encode_reply(reply), tokenizer.end)
+
+
+def _chained(turns: Iterable[Turn]) -> list[Example]:
     examples: list[Example] = []
-    for call in (node.call for node in trace.nodes if node.call):
-        context, target = call.prompt_ids, call.token_ids
+    for context, target in turns:
         if examples and context[: len(examples[-1].token_ids)] == examples[-1].token_ids:
             before = examples.pop()
             new_context = context[len(before.token_ids) :]

@@ -4,6 +4,7 @@ four_stages    cold start -> reasoning RL -> rejection SFT -> alignment RL, from
 sft_alone      supervised fine-tuning on the same K demonstrations, for more passes, and nothing after it
 sft_unlimited  supervised fine-tuning on many more generated demonstrations; reported apart: no real task has them
 no_cold_start  reasoning RL straight from the base model
+no_reasoning_rl, no_rejection, no_alignment   the four stages with one of them left out
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from noria.artifacts import Numerics, Step, StepContext
 from noria.stages import s5_posttraining as s5
 from noria.stages import s6_evaluation as s6
 
-Arm = Literal["four_stages", "sft_alone", "sft_unlimited", "no_cold_start"]
+Arm = Literal[
+    "four_stages",
+    "sft_alone",
+    "sft_unlimited",
+    "no_cold_start",
+    "no_reasoning_rl",
+    "no_rejection",
+    "no_alignment",
+]
 REASONING = ("maths", "code", "logic")
 
 
@@ -71,11 +80,17 @@ def _chain(arm: Arm, config: Config, posttraining: s5.Config, base: Step, seed: 
     if arm == "no_cold_start":
         return [tasks, s5.reasoning_rl(posttraining, base, tasks, seed, threads)]
     cold_start = s5.cold_start(posttraining, base, tasks, seed, threads)
-    if arm != "four_stages":
-        return [tasks, cold_start]
-    reasoning = s5.reasoning_rl(posttraining, cold_start, tasks, seed, threads)
-    rejection = s5.rejection_sft(posttraining, reasoning, tasks, seed, threads)
-    return [tasks, cold_start, reasoning, rejection, s5.alignment_rl(posttraining, rejection, tasks, seed, threads)]
+    chain = [tasks, cold_start]
+    if arm in ("sft_alone", "sft_unlimited"):
+        return chain
+    for stage, step in (
+        ("no_reasoning_rl", s5.reasoning_rl),
+        ("no_rejection", s5.rejection_sft),
+        ("no_alignment", s5.alignment_rl),
+    ):
+        if arm != stage:
+            chain.append(step(posttraining, chain[-1], tasks, seed, threads))
+    return chain
 
 
 def _summarise(context: StepContext) -> Mapping[str, Any]:

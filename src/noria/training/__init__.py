@@ -3,7 +3,8 @@
 from noria.training.batch import TokenBatch
 from noria.training.guard import Event, GuardConfig, WorkerFault
 from noria.training.loop import Annotated, LoopConfig, train
-from noria.training.objectives import PolicyLoss
+from noria.training.objectives import Objective, PolicyLoss
+from noria.training.preferences import PreferenceLoss
 from noria.training.run import History, Progress
 from noria.training.step import mean_loss
 
@@ -13,7 +14,9 @@ __all__ = [
     "GuardConfig",
     "History",
     "LoopConfig",
+    "Objective",
     "PolicyLoss",
+    "PreferenceLoss",
     "Progress",
     "TokenBatch",
     "WorkerFault",

@@ -16,7 +16,9 @@ from torch import Tensor
 class TokenBatch:
     """Algorithms annotate, the loop trains: it reads only the weights and the fields that they switch on.
 
-    `w_ce`, `w_rl`, `w_kl`, `w_kd` weigh cross-entropy, policy gradient, KL to a reference, and distillation.
+    `w_ce`, `w_rl`, `w_kl`, `w_kd`, `w_value` weigh cross-entropy, policy gradient, KL to a reference, distillation and
+    a critic's error. `w_pair` and `w_score` are signed: + on a chosen reply, - on a rejected one; a row is one pair
+    (`preferences.py`), of log-probabilities or of the scores of a reward model.
     `segment_BT` numbers the documents of a row (None: one document a row, padding at its end).
     """
 
@@ -32,10 +34,21 @@ class TokenBatch:
     advantage: Tensor | None = None
     teacher_ids: Tensor | None = None  # (B, T - 1, K) ids drawn from the teacher
     teacher_weight: Tensor | None = None  # (B, T - 1, K) their weights, summing to 1 where w_kd > 0
+    w_value: Tensor | None = None
+    value_target: Tensor | None = None  # the return that the critic should predict
+    old_value: Tensor | None = None  # what it predicted at the start of the rollout step
+    w_pair: Tensor | None = None
+    w_score: Tensor | None = None
+    reference_point: Tensor | None = None  # (B, 1) of KTO
 
     def rows(self, start: int, stop: int) -> TokenBatch:
         """The rows start..stop of every field."""
         chosen = {name: value[start:stop] for name, value in vars(self).items() if value is not None}
+        return replace(self, **chosen)
+
+    def pick(self, rows: Tensor) -> TokenBatch:
+        """The rows of these indices of every field, in their order."""
+        chosen = {name: value[rows] for name, value in vars(self).items() if value is not None}
         return replace(self, **chosen)
 
     def every(self, start: int, stride: int) -> TokenBatch:

@@ -2,7 +2,8 @@
 
 All logits of a step would be N V numbers, more than the rest of a small model's memory: 2,048 targets and a vocabulary
 of 49,152 make 0.4 GB in fp32, and the usual path holds them two to four times. Every term of the loss is a sum over
-targets, so the gradient of a chunk's logits is known as soon as the chunk is, and nothing of it needs to be kept:
+targets, so the gradient of a chunk's logits is known as soon as the chunk is, and nothing of it needs to be kept
+(a term over whole sequences is none such: for it `chunked_logprobs` makes the logits twice):
 
     dL/dlogit_nv = dL/dlogprob_n ([v = target_n] - p_nv),   p = softmax(logits)
 
@@ -51,13 +52,15 @@ def chunked_sums(
     soft_cap: float | None = None,
     chunk: int | None = None,
     compiled: bool = False,
+    out_N: Tensor | None = None,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(the sum over terms of each one's sum over its count, ready for `backward`; each term's sum, without a gradient).
 
-    Products are made in the dtype of `hidden_ND`, statistics and sums in fp32.
+    `out_N`, where given, is filled with the targets' log-probabilities. Products are made in the dtype of `hidden_ND`,
+    statistics and sums in fp32.
     """
     sums: dict[str, Tensor] = {}
-    chunk = chunk or max(1, min(CHUNK_TARGETS, CHUNK_NUMBERS // head_VD.shape[0]))
     total = _ChunkedSums.apply(
         hidden_ND,
         head_VD,
@@ -66,12 +69,33 @@ def chunked_sums(
         terms,
         counts,
         soft_cap,
-        chunk,
+        chunk or chunk_targets(len(head_VD)),
         sums,
         compiled,
         torch.is_grad_enabled(),
+        out_N,
+        temperature,
     )
     return total, sums
+
+
+def chunked_logprobs(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    ids_NK: Tensor,
+    soft_cap: float | None = None,
+    chunk: int | None = None,
+    compiled: bool = False,
+    temperature: float = 1.0,
+) -> Tensor:
+    """(N, K) log-probabilities of `ids_NK`, differentiable: for terms that need a whole sequence before any of their
+    slopes is known. The backward pass makes the logits a second time, a fourth product instead of kept logits."""
+    chunk = chunk or chunk_targets(len(head_VD))
+    return _ChunkedLogprobs.apply(hidden_ND, head_VD, ids_NK, soft_cap, chunk, compiled, temperature)
+
+
+def chunk_targets(vocabulary: int) -> int:
+    return max(1, min(CHUNK_TARGETS, CHUNK_NUMBERS // vocabulary))
 
 
 class _ChunkedSums(torch.autograd.Function):
@@ -91,40 +115,101 @@ class _ChunkedSums(torch.autograd.Function):
         sums,
         compiled,
         wants_gradient,
+        out_N,
+        temperature,
     ):
         head = head_VD.to(hidden_ND.dtype)
         total = torch.zeros((), device=hidden_ND.device)
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_gradient else None
-        grad_head_VD = torch.zeros_like(head_VD) if wants_gradient else None
+        wants_head = wants_gradient and ctx.needs_input_grad[1]  # a frozen head (LoRA) saves the third product
+        grad_head_VD = torch.zeros_like(head_VD) if wants_head else None
         # Written again for each chunk: memory that is new to the process is slow to touch.
         room_CV = hidden_ND.new_empty(min(chunk, len(hidden_ND)), len(head))
-        product_VD = torch.empty_like(head) if wants_gradient else None
+        product_VD = torch.empty_like(head) if wants_head else None
         for start in range(0, len(hidden_ND), chunk):
             part = slice(start, start + chunk)
             hidden_CD, ids_CK = hidden_ND[part], target_N[part, None]
             if teacher_ids_NK is not None:
                 ids_CK = torch.cat([ids_CK, teacher_ids_NK[part]], 1)
-            logits_CV = torch.mm(hidden_CD, head.T, out=room_CV[: len(hidden_CD)])
-            if soft_cap is not None:
-                logits_CV = soft_cap * torch.tanh(logits_CV / soft_cap)
+            logits_CV = _logits(hidden_CD, head, room_CV, soft_cap, temperature)
             logprob_CK = chosen_logprobs(logits_CV, ids_CK, compiled)
+            if out_N is not None:
+                out_N[part] = logprob_CK[:, 0]
             leaf_CK = logprob_CK.detach().requires_grad_(wants_gradient)
             with torch.set_grad_enabled(wants_gradient):
                 value = evaluate(terms, counts, part, leaf_CK, sums)
             total += value.detach()
-            if grad_hidden_ND is not None and grad_head_VD is not None and product_VD is not None:
+            if grad_hidden_ND is not None:
                 (slope_CK,) = torch.autograd.grad(value, leaf_CK)
-                slope_CV = logit_slopes(logits_CV, ids_CK, logprob_CK, slope_CK, soft_cap, compiled)
+                slope_CV = _slopes_at(temperature, logits_CV, ids_CK, logprob_CK, slope_CK, soft_cap, compiled)
                 grad_hidden_ND[part] = slope_CV @ head
-                torch.mm(slope_CV.T, hidden_CD, out=product_VD)
-                grad_head_VD.add_(product_VD)
+                if grad_head_VD is not None and product_VD is not None:
+                    torch.mm(slope_CV.T, hidden_CD, out=product_VD)
+                    grad_head_VD.add_(product_VD)
         ctx.gradients = grad_hidden_ND, grad_head_VD
         return total
 
     @staticmethod
     def backward(ctx, slope):
         grad_hidden_ND, grad_head_VD = ctx.gradients
-        return grad_hidden_ND.mul_(slope), grad_head_VD.mul_(slope), *(None,) * 9
+        grad_head_VD = None if grad_head_VD is None else grad_head_VD.mul_(slope)
+        return grad_hidden_ND.mul_(slope), grad_head_VD, *(None,) * 11
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, head_VD, ids_NK, soft_cap, chunk, compiled, temperature):
+        head = head_VD.to(hidden_ND.dtype)
+        room_CV = hidden_ND.new_empty(min(chunk, len(hidden_ND)), len(head))
+        logprob_NK = torch.empty(ids_NK.shape, device=hidden_ND.device)
+        for start in range(0, len(hidden_ND), chunk):
+            part = slice(start, start + chunk)
+            logits_CV = _logits(hidden_ND[part], head, room_CV, soft_cap, temperature)
+            logprob_NK[part] = chosen_logprobs(logits_CV, ids_NK[part], compiled)
+        ctx.save_for_backward(hidden_ND, head_VD, ids_NK, logprob_NK)
+        ctx.how = soft_cap, chunk, compiled, temperature
+        return logprob_NK
+
+    @staticmethod
+    def backward(ctx, slope_NK):
+        hidden_ND, head_VD, ids_NK, logprob_NK = ctx.saved_tensors
+        soft_cap, chunk, compiled, temperature = ctx.how
+        head = head_VD.to(hidden_ND.dtype)
+        room_CV = hidden_ND.new_empty(min(chunk, len(hidden_ND)), len(head))
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_head_VD = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(hidden_ND), chunk):
+            part = slice(start, start + chunk)
+            logits_CV = _logits(hidden_ND[part], head, room_CV, soft_cap, temperature)
+            chosen = logits_CV, ids_NK[part], logprob_NK[part], slope_NK[part]
+            slope_CV = _slopes_at(temperature, *chosen, soft_cap, compiled)
+            grad_hidden_ND[part] = slope_CV @ head
+            if grad_head_VD is not None:
+                grad_head_VD.addmm_(slope_CV.T, hidden_ND[part])
+        return grad_hidden_ND, None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype), *(None,) * 5
+
+
+def _logits(hidden_CD: Tensor, head_VD: Tensor, room_CV: Tensor, soft_cap: float | None, temperature: float) -> Tensor:
+    logits_CV = torch.mm(hidden_CD, head_VD.T, out=room_CV[: len(hidden_CD)])
+    if soft_cap is not None:
+        logits_CV = soft_cap * torch.tanh(logits_CV / soft_cap)
+    return logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
+
+
+def _slopes_at(
+    temperature: float,
+    logits_CV: Tensor,
+    ids_CK: Tensor,
+    logprob_CK: Tensor,
+    slope_CK: Tensor,
+    soft_cap: float | None,
+    compiled: bool,
+) -> Tensor:
+    """`logit_slopes` of logits that were capped, then divided by `temperature`: dl/dlogit has a factor 1/temperature,
+    and what was capped at c is now bounded by c/temperature."""
+    if temperature != 1.0:
+        slope_CK, soft_cap = slope_CK / temperature, None if soft_cap is None else soft_cap / temperature
+    return logit_slopes(logits_CV, ids_CK, logprob_CK, slope_CK, soft_cap, compiled)
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from noria.model import Transformer
 from noria.training.batch import TokenBatch
 from noria.training.loop import LoopConfig, optimiser_step
-from noria.training.objectives import PolicyLoss
+from noria.training.objectives import Objective
 from noria.training.optim import MuonAdamW
 from noria.training.schedule import rate_at
 
@@ -63,7 +63,7 @@ def train_horizons(
 
 def _step(model: Transformer, optimizer: MuonAdamW, batch: TokenBatch, config: LoopConfig, factor: float) -> None:
     model.train()
-    optimiser_step(model, optimizer, batch, config, config.learning_rate * factor, PolicyLoss())
+    optimiser_step(model, optimizer, batch, config, config.learning_rate * factor, Objective())
 
 
 def _tell(on_step: Callable[[float], None] | None, rate: float) -> None:

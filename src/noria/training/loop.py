@@ -18,7 +18,7 @@ from noria.model import Transformer, balance_experts
 from noria.training.batch import TokenBatch
 from noria.training.compute import Precision, computing
 from noria.training.guard import GuardConfig
-from noria.training.objectives import PolicyLoss
+from noria.training.objectives import Objective
 from noria.training.optim import MuonAdamW
 from noria.training.parallel import Ranks
 from noria.training.run import History, Progress, Run
@@ -74,7 +74,7 @@ def train(
     annotate: Callable[[int], Annotated],
     config: LoopConfig,
     progress: Progress | None = None,
-    bounds: PolicyLoss | None = None,
+    objective: Objective | None = None,
 ) -> History:
     """Train `model` in place; one dict of metrics a step.
 
@@ -84,10 +84,10 @@ def train(
     Raises FloatingPointError when step after step is rejected and going back did not help, WorkerFault when a machine
     is to blame, CheckpointError when a checkpoint can't be read or written.
     """
-    progress, bounds = progress or Progress(), bounds or PolicyLoss()
+    progress, objective = progress or Progress(), objective or Objective()
     optimizer = config.optimizer(model)
     run = Run(model, optimizer, progress, config.guard, config.steps)
-    watch = Watch(model, optimizer, config.guard, config.micro_batch_rows, bounds, progress.ranks, run.tell)
+    watch = Watch(model, optimizer, config.guard, config.micro_batch_rows, objective, progress.ranks, run.tell)
     watch.remember()
     model.train()
     how = computing(
@@ -138,10 +138,10 @@ def _balance(model: Transformer, rate: float, ranks: Ranks) -> dict[str, float]:
 
 
 def optimiser_step(
-    model: Transformer, optimizer: MuonAdamW, batch: TokenBatch, config: LoopConfig, rate: float, bounds: PolicyLoss
+    model: Transformer, optimizer: MuonAdamW, batch: TokenBatch, config: LoopConfig, rate: float, objective: Objective
 ) -> dict[str, float]:
     """One step outside a run, for short searches: unguarded but for this, that a gradient not finite is left out."""
-    gradient = measure_gradient(model, batch, config.micro_batch_rows, bounds)
+    gradient = measure_gradient(model, batch, config.micro_batch_rows, objective)
     if gradient.is_finite:
         apply_gradient(model, optimizer, gradient, rate, config.max_gradient_norm)
     return step_metrics(gradient, batch, rate, skipped=not gradient.is_finite)

@@ -14,6 +14,8 @@ from noria.training.parallel import local, share, whole
 
 # Newton-Schulz coefficients that push singular values into about [0.7, 1.2] in five iterations (Jordan 2024, Muon).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+# Parts of a parameter's name that keep it from Muon: embeddings and heads (a critic's too), adapters.
+APART = {"embedding", "head", "lora_a", "lora_b"}
 # Numbers that AdamW steps at once on a CPU: parameter, gradient, two moments and two results of 128 kB each.
 ADAMW_BLOCK = 1 << 15
 
@@ -138,10 +140,13 @@ def orthogonalise(matrices_Cmn: Tensor, iterations: int = 5, dtype: torch.dtype 
 
 
 def partition(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """(hidden matrices, stacks of experts included; all others). Embedding and head are others (Muon's authors)."""
+    """(hidden matrices, stacks of experts included; all others) of what is trained. Embeddings and heads are others
+    (Muon's authors), and so are adapters: a low-rank factor is no map between hidden states."""
     hidden: list[Tensor] = []
     other: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        is_hidden = parameter.ndim in (2, 3) and not name.startswith(("embedding", "head"))
+        if not parameter.requires_grad:
+            continue
+        is_hidden = parameter.ndim in (2, 3) and not APART & set(name.split("."))
         (hidden if is_hidden else other).append(parameter)
     return hidden, other

@@ -224,12 +224,15 @@ class Run:
 
 
 def _state(model: Transformer, optimizer: MuonAdamW) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Tensors by name, weights and moments, which share memory with the live ones; and the step counts of AdamW."""
-    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
+    """Tensors by name, trained weights and moments, which share memory with the live ones; and AdamW's step counts.
+
+    Frozen weights (under an adapter) are no state: they are as whoever starts the run loads them."""
+    trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in trained.items()}
     persistent = model.state_dict().keys()
     tensors |= {f"buffer.{name}": tensor for name, tensor in model.named_buffers() if name in persistent}
     counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained.items():
         state: dict[str, Any] = optimizer.state[parameter]
         for part, value in state.items():
             if isinstance(value, Tensor):

@@ -1,10 +1,10 @@
 """One optimiser step in two halves, so that a guard can stand between: measure the gradient, then apply it.
 
     loss = sum(w_ce * cross_entropy)/n_ce + sum(w_rl * policy_gradient)/n_rl + sum(w_kl * reference_kl)/n_kl
-         + sum(w_kd * distillation)/n_kd
+         + sum(w_kd * distillation)/n_kd + sum(w_value * value_error)/n_value + sum(pair losses)/n_pairs
 
-Every n is the number of weighted tokens in the whole step, over all micro-batches and ranks, so the result depends
-neither on how a step is cut into micro-batches nor on how it is split over processes.
+Every n is the number of weighted tokens (of pairs: rows) in the whole step, over all micro-batches and ranks, so
+the result depends neither on how a step is cut into micro-batches nor on how it is split over processes.
 """
 
 from __future__ import annotations
@@ -12,23 +12,35 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from noria.model import Transformer
 from noria.training.batch import TokenBatch
-from noria.training.chunked_loss import Chosen, Terms, chunked_sums
+from noria.training.chunked_loss import Chosen, chunked_logprobs, chunked_sums
 from noria.training.compute import is_compiled
+from noria.training.critic import critic_values, reads_own_states
 from noria.training.integrity import checksum
-from noria.training.objectives import PolicyLoss, distillation, policy_gradient, reference_kl
+from noria.training.measures import SUMS, merged, metrics
+from noria.training.objectives import Objective
 from noria.training.optim import MuonAdamW
 from noria.training.parallel import ALONE, Ranks, gradient_norm, sum_gradients
+from noria.training.terms import (
+    VALUED,
+    chosen_targets,
+    loss_terms,
+    measured_sums,
+    needs_sequences,
+    teacher_ids,
+    terms_on,
+    valued_terms,
+    weighted_tokens,
+)
 
 # Up to here logits are small enough to be made whole, which a fp32 model does.
 WHOLE_LOGITS_VOCABULARY = 4096
-WEIGHTS = {"ce": "w_ce", "rl": "w_rl", "kl": "w_kl", "kd": "w_kd"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Gradient:
     norm: float
     seconds: tuple[float, ...] = ()  # of each rank's own forward and backward passes
     fingerprint: int = 0  # of this rank's own part, before ranks are summed; 0 for a process alone
+    measured: Mapping[str, float] = field(default_factory=dict)  # drift, clipping, margins: `measures.metrics`
 
     @property
     def is_finite(self) -> bool:
@@ -46,32 +59,39 @@ class Gradient:
 
 
 def measure_gradient(
-    model: Transformer, batch: TokenBatch, micro_batch_rows: int, bounds: PolicyLoss, ranks: Ranks = ALONE
+    model: Transformer, batch: TokenBatch, micro_batch_rows: int, objective: Objective, ranks: Ranks = ALONE
 ) -> Gradient:
     """Fill `grad` with the gradient of the whole step's loss; `batch` is the whole step on every rank."""
     counts = weighted_tokens(batch)
     totals: dict[str, float] = dict.fromkeys(counts, 0.0)
+    measured: dict[str, float] = dict.fromkeys((name for term in counts for name in SUMS.get(term, ())), 0.0)
     model.zero_grad(set_to_none=True)
     started = time.perf_counter()
     for micro in ranks.micro_batches(batch, micro_batch_rows) if counts else []:
-        loss, sums = loss_of(model, micro, bounds, counts)
-        if loss is not None:
-            loss.backward()
+        found = compute(model, micro, objective, counts)
+        if found.loss is not None:
+            found.loss.backward()
         elif ranks.sharded:  # a forward pass gathers weights from all ranks, so each rank needs equally many
             (model.logits(model.hidden(micro.tokens_BT[:1, :1])).sum() * 0.0).backward()
-        for name, value in sums.items():
+        for name, value in found.sums.items():
             totals[name] += value.item() / counts[name]
+        for name, value in found.measured.items():
+            measured[name] = merged(name, measured[name], value.item())
     seconds = time.perf_counter() - started
     if ranks.count == 1:
         norm = gradient_norm(model.parameters()).item() if counts else 0.0
-        return Gradient(totals, norm, (seconds,))
+        return Gradient(totals, norm, (seconds,), measured=metrics(measured, counts, objective))
     fingerprint = checksum(parameter.grad for parameter in model.parameters())
     if counts:
         sum_gradients(model.parameters(), ranks)
     norm = gradient_norm(model.parameters(), ranks).item() if counts else 0.0
-    shared_RK = ranks.gather(torch.tensor([*totals.values(), seconds, norm], dtype=torch.float64))
+    numbers = [*totals.values(), *measured.values(), seconds, norm]
+    shared_RK = ranks.gather(torch.tensor(numbers, dtype=torch.float64))
     losses = dict(zip(totals, shared_RK.sum(0).tolist(), strict=False))
-    return Gradient(losses, shared_RK[0, -1].item(), tuple(shared_RK[:, -2].tolist()), fingerprint)
+    columns = zip(measured, shared_RK.T[len(totals) :].tolist(), strict=False)
+    whole = {name: max(column) if name.endswith("_max") else sum(column) for name, column in columns}
+    seconds_R = tuple(shared_RK[:, -2].tolist())
+    return Gradient(losses, shared_RK[0, -1].item(), seconds_R, fingerprint, metrics(whole, counts, objective))
 
 
 def apply_gradient(
@@ -93,6 +113,7 @@ def step_metrics(gradient: Gradient, batch: TokenBatch, rate: float, *, skipped:
     """The row of a step: a loss a term, gradient norm before clipping, rate, tokens, whether it was left out."""
     return {
         **{f"loss_{name}": value for name, value in gradient.losses.items()},
+        **gradient.measured,
         "gradient_norm": gradient.norm,
         "learning_rate": rate,
         "tokens": float(batch.tokens_BT.numel()),
@@ -100,61 +121,131 @@ def step_metrics(gradient: Gradient, batch: TokenBatch, rate: float, *, skipped:
     }
 
 
-def weighted_tokens(batch: TokenBatch) -> dict[str, float]:
-    """For each term of the loss that is switched on, how many target tokens carry a weight."""
-    counts = {}
-    for name, field_name in WEIGHTS.items():
-        weights = getattr(batch, field_name)
-        count = 0 if weights is None else int((weights != 0).sum())
-        if count:
-            counts[name] = float(count)
-    return counts
-
-
 def loss_of(
-    model: Transformer, batch: TokenBatch, bounds: PolicyLoss, counts: Mapping[str, float]
+    model: Transformer, batch: TokenBatch, objective: Objective, counts: Mapping[str, float]
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """(the sum over terms of each one's sum over its count, to be differentiated; the sums) of one micro-batch.
 
     Where logits would be large they are made in chunks (`chunked_loss.py`): the same loss, rounded in another order.
     Without a weighted token: (None, {}).
     """
+    found = compute(model, batch, objective, counts)
+    return found.loss, found.sums
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Of one micro-batch: the loss to differentiate, each term's sum, and the sums that are only measured."""
+
+    loss: Tensor | None
+    sums: dict[str, Tensor]
+    measured: dict[str, Tensor]
+
+
+def compute(model: Transformer, batch: TokenBatch, objective: Objective, counts: Mapping[str, float]) -> Computed:
+    """Everything one micro-batch gives; see `loss_of`."""
     chosen_BT = chosen_targets(batch)
     if chosen_BT is None:
-        return None, {}
-    hidden_ND = chosen_states(model, batch, chosen_BT)
+        return Computed(None, {}, {})
+    on = terms_on(batch)
+    loss = torch.zeros(())
+    sums: dict[str, Tensor] = {}
+    measured: dict[str, Tensor] = {}
+    hidden_ND = None
+    if on - VALUED or reads_own_states(model):
+        hidden_ND = chosen_states(model, batch, chosen_BT)
+    if on - VALUED:
+        assert hidden_ND is not None
+        loss, sums, logprob_N = _from_logprobs(model, hidden_ND, batch, chosen_BT, objective, counts)
+        measured = measured_sums(logprob_N.detach(), batch, chosen_BT, on, objective)
+    if on & VALUED:
+        value_N = critic_values(model, batch, chosen_BT, hidden_ND)
+        found, more = valued_terms(value_N, batch, chosen_BT, on, objective)
+        loss = loss + torch.stack([term / counts[name] for name, term in found.items()]).sum()
+        sums, measured = sums | found, measured | more
+    return Computed(loss, sums, measured)
+
+
+def _from_logprobs(
+    model: Transformer,
+    hidden_ND: Tensor,
+    batch: TokenBatch,
+    chosen_BT: Tensor,
+    objective: Objective,
+    counts: Mapping[str, float],
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """(loss, sums, log-probability of every chosen target) of the terms that read log-probabilities."""
     if hidden_ND.dtype == torch.float32 and model.config.vocab_size <= WHOLE_LOGITS_VOCABULARY:
-        sums = _sums_from_whole_logits(model, hidden_ND, batch, chosen_BT, bounds)
-        return sum((sums[name] / counts[name] for name in sums), start=torch.zeros(())), sums
+        sums, logprob_N = _sums_from_whole_logits(model, hidden_ND, batch, chosen_BT, objective)
+        return sum((sums[name] / counts[name] for name in sums), start=torch.zeros(())), sums, logprob_N
     target_N, ids_NK = batch.tokens_BT[:, 1:][chosen_BT], teacher_ids(batch, chosen_BT)
-    terms, cap = loss_terms(batch, chosen_BT, bounds), model.config.logit_soft_cap
+    terms, cap = loss_terms(batch, chosen_BT, objective), model.config.logit_soft_cap
     compiled = is_compiled(model)
-    return chunked_sums(hidden_ND, model.head.weight, target_N, ids_NK, terms, counts, cap, compiled=compiled)
+    if not needs_sequences(batch, objective):
+        out_N = torch.empty(len(target_N), device=hidden_ND.device)
+        loss, sums = chunked_sums(
+            hidden_ND,
+            model.head.weight,
+            target_N,
+            ids_NK,
+            terms,
+            counts,
+            cap,
+            compiled=compiled,
+            out_N=out_N,
+            temperature=objective.temperature,
+        )
+        return loss, sums, out_N
+    wanted_NK = target_N[:, None] if ids_NK is None else torch.cat([target_N[:, None], ids_NK], 1)
+    logprob_NK = chunked_logprobs(
+        hidden_ND, model.head.weight, wanted_NK, cap, compiled=compiled, temperature=objective.temperature
+    )
+    chosen = Chosen(logprob_NK[:, 0], None if ids_NK is None else logprob_NK[:, 1:])
+    sums = dict(terms(slice(None), chosen))
+    return torch.stack([term / counts[name] for name, term in sums.items()]).sum(), sums, chosen.logprob_N
 
 
-def loss_sums(model: Transformer, batch: TokenBatch, bounds: PolicyLoss) -> dict[str, Tensor]:
+def loss_sums(model: Transformer, batch: TokenBatch, objective: Objective) -> dict[str, Tensor]:
     """The un-normalised sum of each term over one micro-batch, from whole logits; none where no weight is set."""
     chosen_BT = chosen_targets(batch)
     if chosen_BT is None:
         return {}
-    return _sums_from_whole_logits(model, chosen_states(model, batch, chosen_BT), batch, chosen_BT, bounds)
+    return _sums_from_whole_logits(model, chosen_states(model, batch, chosen_BT), batch, chosen_BT, objective)[0]
 
 
 def _sums_from_whole_logits(
-    model: Transformer, hidden_ND: Tensor, batch: TokenBatch, chosen_BT: Tensor, bounds: PolicyLoss
-) -> dict[str, Tensor]:
-    logprobs_NV = model.logits(hidden_ND).log_softmax(-1)
+    model: Transformer, hidden_ND: Tensor, batch: TokenBatch, chosen_BT: Tensor, objective: Objective
+) -> tuple[dict[str, Tensor], Tensor]:
+    logprobs_NV = _logprobs(model, hidden_ND, objective.temperature)
     logprob_N = logprobs_NV.gather(1, batch.tokens_BT[:, 1:][chosen_BT][:, None])[:, 0]
     ids_NK = teacher_ids(batch, chosen_BT)
     chosen = Chosen(logprob_N, None if ids_NK is None else logprobs_NV.gather(1, ids_NK))
-    return dict(loss_terms(batch, chosen_BT, bounds)(slice(None), chosen))
+    return dict(loss_terms(batch, chosen_BT, objective)(slice(None), chosen)), logprob_N
 
 
-def chosen_targets(batch: TokenBatch) -> Tensor | None:
-    """(B, T - 1), True where a term weighs the target; None where none does."""
-    weights = [value for name in WEIGHTS.values() if (value := getattr(batch, name)) is not None]
-    chosen_BT = torch.stack([value != 0 for value in weights]).any(0)
-    return chosen_BT if bool(chosen_BT.any()) else None
+def _logprobs(model: Transformer, hidden_ND: Tensor, temperature: float) -> Tensor:
+    logits_NV = model.logits(hidden_ND)
+    return (logits_NV if temperature == 1.0 else logits_NV / temperature).log_softmax(-1)
+
+
+@torch.no_grad()
+def target_logprobs(model: Transformer, batch: TokenBatch, rows: int = 64, temperature: float = 1.0) -> Tensor:
+    """(B, T - 1) log-probabilities of the weighted targets, 0 elsewhere: the trainer's own, by the path of its loss."""
+    found_BT = torch.zeros(batch.w_ce.shape)
+    for start in range(0, len(found_BT), rows):
+        micro = batch.rows(start, start + rows).trimmed()
+        chosen_BT = chosen_targets(micro)
+        if chosen_BT is None:
+            continue
+        hidden_ND, target_N = chosen_states(model, micro, chosen_BT), micro.tokens_BT[:, 1:][chosen_BT]
+        if hidden_ND.dtype == torch.float32 and model.config.vocab_size <= WHOLE_LOGITS_VOCABULARY:
+            logprob_N = _logprobs(model, hidden_ND, temperature).gather(1, target_N[:, None])[:, 0]
+        else:
+            cap = model.config.logit_soft_cap
+            head_VD = model.head.weight
+            logprob_N = chunked_logprobs(hidden_ND, head_VD, target_N[:, None], cap, temperature=temperature)[:, 0]
+        found_BT[start : start + rows, : chosen_BT.shape[1]][chosen_BT] = logprob_N
+    return found_BT
 
 
 def chosen_states(model: Transformer, batch: TokenBatch, chosen_BT: Tensor) -> Tensor:
@@ -163,55 +254,13 @@ def chosen_states(model: Transformer, batch: TokenBatch, chosen_BT: Tensor) -> T
     return model.hidden(batch.tokens_BT[:, :-1], segment_BT=segment_BT)[chosen_BT]
 
 
-def teacher_ids(batch: TokenBatch, chosen_BT: Tensor) -> Tensor | None:
-    """(N, K) where distillation weighs a target, None otherwise."""
-    if batch.w_kd is None or not bool((batch.w_kd != 0).any()):
-        return None
-    return _pick(batch, "teacher_ids", chosen_BT)
-
-
-def loss_terms(batch: TokenBatch, chosen_BT: Tensor, bounds: PolicyLoss) -> Terms:
-    """Each term that has a weight, as a function of the log-probabilities of a range of the chosen targets."""
-    weights = {name: getattr(batch, field_name) for name, field_name in WEIGHTS.items()}
-    on = [name for name, value in weights.items() if value is not None and bool((value != 0).any())]
-
-    def terms(part: slice, chosen: Chosen) -> dict[str, Tensor]:
-        def pick(field_name: str) -> Tensor:
-            return _pick(batch, field_name, chosen_BT)[part]
-
-        logprob_N = chosen.logprob_N
-        sums: dict[str, Tensor] = {}
-        if "ce" in on:
-            sums["ce"] = -(pick("w_ce") * logprob_N).sum()
-        if "rl" in on:
-            old_N = logprob_N.detach() if batch.old_logprob is None else pick("old_logprob")
-            sums["rl"] = policy_gradient(
-                logprob_N, old_N, pick("behaviour_logprob"), pick("advantage"), pick("w_rl"), bounds
-            )
-        if "kl" in on:
-            sums["kl"] = reference_kl(logprob_N, pick("reference_logprob"), pick("w_kl"))
-        if "kd" in on:
-            assert chosen.teacher_logprob_NK is not None
-            sums["kd"] = distillation(chosen.teacher_logprob_NK, pick("teacher_weight"), pick("w_kd"))
-        return sums
-
-    return terms
-
-
-def _pick(batch: TokenBatch, field_name: str, chosen_BT: Tensor) -> Tensor:
-    value = getattr(batch, field_name)
-    if value is None:
-        raise ValueError(f"the batch weighs a loss term that needs `{field_name}`, but the algorithm did not set it")
-    return value[chosen_BT]
-
-
 @torch.inference_mode()
 def mean_loss(model: Transformer, batches: Sequence[TokenBatch]) -> float:
     """Cross-entropy in nats a token over `batches`, each token weighted by `w_ce`. Raises ValueError without any."""
     total, weight = 0.0, 0.0
     for batch in batches:
         if bool((batch.w_ce != 0).any()):
-            total += loss_of(model, batch, PolicyLoss(), weighted_tokens(batch))[1]["ce"].item()
+            total += loss_of(model, batch, Objective(), weighted_tokens(batch))[1]["ce"].item()
             weight += batch.w_ce.sum().item()
     if not weight:
         raise ValueError("no token of these batches has a weight, so there is no loss to measure")

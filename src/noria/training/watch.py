@@ -27,7 +27,7 @@ from noria.training.guard import (
     stragglers,
 )
 from noria.training.integrity import checksum
-from noria.training.objectives import PolicyLoss
+from noria.training.objectives import Objective
 from noria.training.optim import MuonAdamW
 from noria.training.parallel import Ranks
 from noria.training.step import Gradient, measure_gradient
@@ -44,12 +44,12 @@ class Watch:
         optimizer: MuonAdamW,
         config: GuardConfig,
         micro_batch_rows: int,
-        bounds: PolicyLoss,
+        objective: Objective,
         ranks: Ranks,
         tell: Callable[[Event], None],
     ) -> None:
         self._model, self._optimizer, self._config = model, optimizer, config
-        self._rows, self._bounds, self._ranks, self._tell = micro_batch_rows, bounds, ranks, tell
+        self._rows, self._objective, self._ranks, self._tell = micro_batch_rows, objective, ranks, tell
         self._remembered = 0
         self._seconds: deque[Sequence[float]] = deque(maxlen=TIMED_STEPS)
 
@@ -104,7 +104,7 @@ class Watch:
             raise WorkerFault(f"{message}; restart from the last checkpoint without it", step, odd)
 
     def _measure(self, batch: TokenBatch) -> Gradient:
-        return measure_gradient(self._model, batch, self._rows, self._bounds, self._ranks)
+        return measure_gradient(self._model, batch, self._rows, self._objective, self._ranks)
 
     def _state(self) -> int:
         moments = (value for state in self._optimizer.state.values() for value in state.values())
