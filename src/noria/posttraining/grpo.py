@@ -21,6 +21,7 @@ from noria.inference import score
 from noria.model import Transformer
 from noria.posttraining.sft import Example, trace_examples
 from noria.training import Annotated, History, LoopConfig, Progress, TokenBatch, train
+from noria.training.compute import Precision
 from noria.types import Score, Task, Trace, seed_of
 
 
@@ -36,6 +37,9 @@ class GrpoConfig(BaseModel):
         default="mean", description="reward minus group mean (Dr. GRPO, arXiv 2503.20783), or also over its deviation"
     )
     reference_kl: float = Field(default=0.0, ge=0, description="weight of the KL to the model before RL")
+    muon: bool = Field(default=True, description="Muon for hidden matrices; false: AdamW for all, as open models had")
+    precision: Precision = Field(default="float32", description="of training's products; weights and sums stay fp32")
+    micro_batch_rows: int = Field(default=64, ge=1, description="rows a pass; changes memory, not the result")
 
 
 Roll = Callable[[Sequence[Task], Sequence[int]], list[Trace]]
@@ -144,6 +148,9 @@ def improve(
         schedule="linear",
         warmup_steps=min(5, config.steps),
         weight_decay=0.0,
+        muon=config.muon,
+        precision=config.precision,
+        micro_batch_rows=config.micro_batch_rows,
     )
     return train(model, one_step, loop, progress)
 
