@@ -29,7 +29,11 @@ class GymFamily(BaseModel):
     name: str = Field(pattern="^[a-z][a-z0-9_]*$", description="name of the family in this run")
     gym: str = Field(description="its name in reasoning-gym")
     config: dict[str, int | float | bool | str] = Field(default={}, description="its settings in reasoning-gym")
-    instruction: str = Field(default="", description="text put after each question")
+    prompt: str = Field(
+        default="{question}",
+        description="what is asked: {question} is reasoning-gym's own, other names are of the item's metadata",
+    )
+    system: str = Field(default="", description="a system message before it; empty: what the chat template puts there")
     shots: int = Field(
         default=0, ge=0, le=16, description="solved examples shown before the question, as earlier turns"
     )
@@ -54,6 +58,10 @@ class GymFamily(BaseModel):
             settings.validate()
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{self.name}: reasoning-gym refuses the config of {self.gym}: {error}") from error
+        try:
+            next(_questions(self, 1, 0, None))
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"{self.name}: prompt names {error}, which an item of {self.gym} does not have") from error
         return self
 
 
@@ -75,7 +83,8 @@ def gym_tasks(family: GymFamily, count: int, seed: int, split: Split, domain: st
         ):  # of several answers, so that none is hinted at
             shown.append((question, entry))
             answers.add(entry["answer"])
-    examples = [message for question, entry in shown for message in _turns(question, str(entry["answer"]))]
+    examples = [Message("system", family.system)] if family.system else []
+    examples += [message for question, entry in shown for message in _turns(question, str(entry["answer"]))]
     used = {question for question, _ in shown}
     tasks: dict[str, Task] = {}
     for question, entry in _questions(family, count, seed_of("gym", family.name, split, seed), split):
@@ -101,17 +110,28 @@ def _turns(question: str, answer: str) -> tuple[Message, Message]:
     return Message("user", question), Message("assistant", answer)
 
 
-def _questions(family: GymFamily, count: int, seed: int, split: Split) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(question as asked, entry) of distinct questions of `split`, until the draws for `count` of them are used up."""
+def _questions(
+    family: GymFamily, count: int, seed: int, split: Split | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(question as asked, entry) of distinct questions of `split` (None: any), as long as draws for `count` last."""
     from reasoning_gym.factory import create_dataset
 
     data = create_dataset(family.gym, seed=seed % 2**31, size=max(1, count * DRAWS_FOR_ONE), **family.config)
     seen: set[str] = set()
     for index in range(len(data) if count else 0):
         entry = json.loads(json.dumps(data[index]))  # as a grader will read it back
-        question = entry["question"].strip() + (f"\n{family.instruction}" if family.instruction else "")
-        if question not in seen and split_of(digest(family.gym, question)) == split:
+        question = family.prompt.format(question=entry["question"].strip(), **_spelled(entry["metadata"]))
+        if question not in seen and split in (None, split_of(digest(family.gym, question))):
             seen.add(question)
             yield question, entry
         if len(seen) > count * 2 + family.shots * 4:
             return
+
+
+def _spelled(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists as people write them: 4, 22."""
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in metadata.items()
+        if name != "question"
+    }

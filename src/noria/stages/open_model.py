@@ -10,6 +10,7 @@ import copy
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,7 +64,8 @@ class EvaluationSection(_Section):
 
     max_tokens: int = Field(default=32, ge=1, description="sampled tokens a reply to a task")
     format_tokens: int = Field(default=48, ge=8, description="sampled tokens a reply to an instruction about form")
-    temperature: float = Field(default=0.0, ge=0.0, le=2.0, description="0 is greedy")
+    temperature: float = Field(default=1.0, gt=0.0, le=2.0, description="of the samples; greedy is measured besides")
+    samples: int = Field(default=4, ge=1, le=64, description="samples a task; pass@1 is their mean")
     rows: int = Field(default=64, ge=1, le=1024, description="replies decoded together")
     kept_traces: int = Field(default=8, ge=0, description="traces kept whole, a family, to browse")
 
@@ -131,7 +133,10 @@ def reinforced(
 def evaluated(
     config: EvaluationSection, model: Step, tasks: Step, name: str, grader: task_sets.TaskGrader, numerics: Numerics
 ) -> Step:
-    """content/: items.jsonl, summary.json, samples.jsonl as stage 6 writes them, and text.json (bits a byte)."""
+    """content/: items.jsonl, summary.json, samples.jsonl as stage 6 writes them, and text.json (bits a byte).
+
+    Domains: heldout and unseen (samples at a temperature: pass@1), heldout_greedy and unseen_greedy, format (greedy).
+    """
     from noria.evals.text_guard import text_digest
 
     identity = EvaluatedIdentity(**config.model_dump(), graders=grader.versions, text=text_digest(TEXT_BYTES))
@@ -172,7 +177,8 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
 
     config: ReinforcedIdentity = context.config
     folder = context.inputs["model"].content
-    progress = training_progress(context)  # sets the threads, which loading a model already uses
+    # A checkpoint of a model this large takes seconds to write: one a minute.
+    progress = replace(training_progress(context), checkpoint_seconds=60.0)
     model, tokenizer = _load(folder)
     reference = copy.deepcopy(model).eval()
     tasks = task_sets.read(context.inputs["tasks"].content, "train")
@@ -225,16 +231,21 @@ def _evaluate(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[str
     model, tokenizer = _load(context.inputs["model"].content)
     folder = context.inputs["tasks"].content
     sets = {name: task_sets.read(folder, name) for name in task_sets.MEASURED}
-    total = sum(map(len, sets.values()))
+    passes = [
+        *((name, sample, config.temperature) for name in ("heldout", "unseen") for sample in range(config.samples)),
+        *((name, 0, 0.0) for name in task_sets.MEASURED),
+    ]
+    total = sum(len(sets[name]) for name, *_ in passes)
     items: list[Item] = []
     kept: list[dict[str, Any]] = []
-    room_for = dict.fromkeys({task.family for tasks in sets.values() for task in tasks}, config.kept_traces)
-    for name, tasks in sets.items():
+    for name, sample, temperature in passes:
         most = config.format_tokens if name == "format" else config.max_tokens
-        roll = _roller(model, tokenizer, _room(tasks, tokenizer, most, model), most, config.temperature, config.rows)
+        tasks = [replace(task, domain=_domain(name, temperature)) for task in sets[name]]
+        roll = _roller(model, tokenizer, _room(tasks, tokenizer, most, model), most, temperature, config.rows)
         grading = grade if name == "format" else grader.grade
+        room_for = dict.fromkeys({task.family for task in tasks}, 0 if sample else config.kept_traces)
         report = _report_from(context, len(items), total, name)
-        for item, trace in run_benchmark(tasks, _answers(roll), 0, config.rows, report, grading):
+        for item, trace in run_benchmark(tasks, _answers(roll, sample), sample, config.rows, report, grading):
             items.append(item)
             if room_for[item.family]:
                 room_for[item.family] -= 1
@@ -265,10 +276,14 @@ def _collect(context: StepContext) -> Mapping[str, Any]:
 def _candidate(evaluation: Artifact, model: Artifact, metrics: Sequence[str]) -> dict[str, Any]:
     items = [json.loads(line) for line in (evaluation.content / "items.jsonl").read_text().splitlines()]
     metric_of = {"heldout": "correct", "unseen": "unseen", "format": "format"}
-    scores: dict[str, dict[str, float | None]] = {name: {} for name in metrics}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in metrics}
     for item in items:
-        value = None if item["correct"] is None else float(item["correct"])
-        scores[metric_of[item["domain"]]][item["task_id"]] = value
+        if item["correct"] is not None and item["domain"] in metric_of:
+            found[metric_of[item["domain"]]].setdefault(item["task_id"], []).append(float(item["correct"]))
+    # A task's samples are not independent: the verdict counts tasks, each by its mean.
+    scores: dict[str, dict[str, float | None]] = {
+        name: {task: statistics.fmean(values) for task, values in tasks.items()} for name, tasks in found.items()
+    }
     # Probability a byte lies in [0, 1] and higher is better, as the verdict's metrics are.
     windows = json.loads((evaluation.content / "text.json").read_text())
     scores["text"] = {f"window {place}": 2.0**-bits for place, bits in enumerate(windows)}
@@ -318,10 +333,15 @@ def _roller(
     return roll
 
 
-def _answers(roll: Roll) -> Callable[[Sequence[Task]], list[Trace]]:
+def _domain(name: str, temperature: float) -> str:
+    """What a set is called where its results are shown: pass@1 of samples by the set's name, greedy ones apart."""
+    return name if temperature or name == "format" else f"{name}_greedy"
+
+
+def _answers(roll: Roll, sample: int) -> Callable[[Sequence[Task]], list[Trace]]:
     from noria.types import seed_of
 
-    return lambda tasks: roll(tasks, [seed_of("evaluation", task.id) for task in tasks])
+    return lambda tasks: roll(tasks, [seed_of("evaluation", task.id, sample) for task in tasks])
 
 
 def _report_from(context: StepContext, before: int, total: int, name: str) -> Callable[[int, int], None]:

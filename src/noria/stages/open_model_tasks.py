@@ -105,11 +105,10 @@ def _gym(context: StepContext) -> Mapping[str, Any]:
     total = len(config.families) + len(config.unseen)
     for done, family in enumerate((*config.families, *config.unseen)):
         context.report(done, total, "families", family.name)
+        measured = "heldout" if family in config.families else "unseen"
+        made[measured] += gym_tasks(family, family.heldout or config.heldout, config.seed, "heldout", measured)
         if family in config.families:
-            made["train"] += gym_tasks(family, config.train, config.seed, "train", "train")
-            made["heldout"] += gym_tasks(family, config.heldout, config.seed, "heldout", "heldout")
-        else:
-            made["unseen"] += gym_tasks(family, config.heldout, config.seed, "heldout", "unseen")
+            made["train"] += gym_tasks(family, family.train or config.train, config.seed, "train", "train")
     made["format"] = instruction_tasks(config.format, config.seed, "format")
     for name, tasks in made.items():
         write(context.content, name, tasks)
