@@ -15,8 +15,8 @@ from noria.loops.evals_to_pretraining import Config as MixtureRule
 from noria.loops.evals_to_pretraining import evals_to_pretraining
 from noria.loops.traffic_to_data import Config as TrafficRule
 from noria.loops.traffic_to_data import traffic_to_data
-from noria.recipe import Recipe
-from noria.stages import ablations
+from noria.recipe import OpenModelRecipe, Recipe
+from noria.stages import ablations, open_model, open_model_source, open_model_tasks
 from noria.stages import s1_raw_data as s1
 from noria.stages import s2_data_engineering as s2
 from noria.stages import s3_system_recipe as s3
@@ -28,8 +28,10 @@ from noria.stages import s8_distillation as s8
 from noria.stages import s9_deployment as s9
 
 
-def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
+def build(recipe: Recipe | OpenModelRecipe, turn: int, store: Store) -> list[Step]:
     """All steps of `turn`, inputs before what reads them. From turn 2 on, the turn before must lie in `store`."""
+    if isinstance(recipe, OpenModelRecipe):
+        return _open_model(recipe, turn)
     previous = _Previous(recipe, turn, store) if turn > 1 else None
     run, threads = recipe.run, recipe.run.threads
 
@@ -95,6 +97,16 @@ def build(recipe: Recipe, turn: int, store: Store) -> list[Step]:
         *(teacher_traces, student_base, student, control, quantised),
         *_judge_and_release(recipe, turn, models, agent_results, registry, shards, previous),
     ]
+
+
+def _open_model(recipe: OpenModelRecipe, turn: int) -> list[Step]:
+    """An open model instead of stages 1 to 4; then the same post-training, evaluation and release, on its own tasks."""
+    if turn > 1:
+        raise StoreError("a recipe with [open_model] has one turn: no data of its own is there for traffic to join")
+    model = open_model_source.imported(recipe.open_model)
+    tasks, grader = open_model_tasks.gym(recipe.tasks)
+    sections = (recipe.grpo, recipe.evaluation, recipe.release)
+    return open_model.journey(model, tasks, *sections, grader, recipe.run.seed, recipe.run.threads)
 
 
 def _judge_and_release(

@@ -23,7 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from noria.data.parallel import cores
 from noria.recipe_errors import Problem, RecipeError, explain
+from noria.stages import open_model as journey
 from noria.stages import (
+    open_model_source,
+    open_model_tasks,
     s1_raw_data,
     s2_data_engineering,
     s3_system_recipe,
@@ -75,6 +78,19 @@ class Recipe(BaseModel):
     ablations: AblationsConfig | None = Field(default=None, description="arms to run instead of the nine stages")
 
 
+class OpenModelRecipe(BaseModel):
+    """A recipe with [open_model]: an open model instead of stages 1 to 4, post-trained on verifiable tasks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: RunConfig
+    open_model: open_model_source.Config
+    tasks: open_model_tasks.Config
+    grpo: journey.GrpoSection = _defaults(journey.GrpoSection)
+    evaluation: journey.EvaluationSection = _defaults(journey.EvaluationSection)
+    release: journey.ReleaseSection = _defaults(journey.ReleaseSection)
+
+
 @dataclass(frozen=True)
 class _Source:
     """Values as read, where each dotted field was last set, and the overrides by the field that they set."""
@@ -84,7 +100,7 @@ class _Source:
     overrides: Mapping[str, str] = field(default_factory=dict)
 
 
-def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe | OpenModelRecipe:
     """The recipe at `path` with `overrides` ("section.field=value", the value spelled as in TOML) applied.
 
     Raises RecipeError with every problem found: file, line, field, what was found, what is allowed, the nearest name.
@@ -114,18 +130,19 @@ def _problems(source: _Source, path: Path) -> Sequence[Problem]:
     return ()
 
 
-def parse(source: _Source, path: Path) -> Recipe:
+def parse(source: _Source, path: Path) -> Recipe | OpenModelRecipe:
     """Validate strictly: "3" is no number and 1.5 no count; a whole number may stand for a real one."""
     values = {**source.values}
     run = values.setdefault("run", {})
     if isinstance(run, dict):
         values["run"] = {"name": path.stem.lower(), **run}
     problems = list(_not_json(values, source, str(path)))
+    kind: type[Recipe | OpenModelRecipe] = OpenModelRecipe if "open_model" in values else Recipe
     if not problems:
         try:
-            return Recipe.model_validate_json(json.dumps(values), strict=True)
+            return kind.model_validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
-            problems = explain(error, Recipe, lambda field: _where(source, str(path), field))
+            problems = explain(error, kind, lambda field: _where(source, str(path), field))
     raise RecipeError(problems)
 
 

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from noria.artifacts import Step, Store
-    from noria.recipe import Recipe
+    from noria.recipe import OpenModelRecipe, Recipe
 
 OK, FAILED, BAD_USE, NOT_RELEASED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -98,7 +98,9 @@ def make_room(out: Path) -> None:
         raise typer.BadParameter(f"--out {out}: no permission to write there")
 
 
-def load_steps(path: Path, overrides: list[str] | None, turn: int, store: Store) -> tuple[Recipe, list[Step]]:
+def load_steps(
+    path: Path, overrides: list[str] | None, turn: int, store: Store
+) -> tuple[Recipe | OpenModelRecipe, list[Step]]:
     from noria.assembly import build
     from noria.recipe import load
 

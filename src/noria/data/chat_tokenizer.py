@@ -13,8 +13,11 @@ from noria.types import Message
 
 class ChatTokenizer(Protocol):
     end: int
+    pad: int
 
     def render(self, messages: Sequence[Message], generation: bool = True) -> list[int]: ...
+
+    def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Iterable[int]) -> str: ...
 

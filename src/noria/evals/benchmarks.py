@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # engines need torch; statistics and graders do not
 
 Answer = Callable[[Sequence[Task]], Sequence[Trace]]
 Report = Callable[[int, int], None]
+Grading = Callable[[Sequence[Task], Sequence[Trace]], Sequence[Score]]
 
 
 class Codec(Protocol):
@@ -61,24 +62,42 @@ def single_turn(
     sample: int = 0,
 ) -> Answer:
     """One prompt, one reply a task. A seed depends on the task and `sample`, so the order of tasks does not matter."""
+    roll = seeded_single_turn(sampler, codec, context, max_tokens, temperature)
+    return lambda tasks: roll(tasks, [seed_of(seed, task.id, sample) for task in tasks])
 
-    def answer(tasks: Sequence[Task]) -> list[Trace]:
+
+def seeded_single_turn(
+    sampler: Sampler,
+    codec: Codec,
+    context: int,
+    max_tokens: int,
+    temperature: float,
+    stop_ids: Sequence[int] = (),
+) -> Callable[[Sequence[Task], Sequence[int]], list[Trace]]:
+    """As `single_turn`, with a seed a task from outside: what reinforcement learning rolls."""
+
+    def roll(tasks: Sequence[Task], seeds: Sequence[int]) -> list[Trace]:
         from noria.inference import Request, SamplingParams
 
-        prompts = [codec.render(task.messages) for task in tasks]
-        seeds = [seed_of(seed, task.id, sample) for task in tasks]
+        rendered: dict[tuple[Message, ...], list[int]] = {}
+        for task in tasks:
+            if task.messages not in rendered:
+                rendered[task.messages] = codec.render(task.messages)
+        prompts = [rendered[task.messages] for task in tasks]
         fits = [place for place, prompt in enumerate(prompts) if len(prompt) < context]
-        requests = [
-            Request(prompts[place], SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seeds[place]))
-            for place in fits
+        params = [
+            SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed, stop_ids=tuple(stop_ids))
+            for seed in seeds
         ]
-        completions = dict(zip(fits, sampler.generate(requests), strict=True))
+        completions = dict(
+            zip(fits, sampler.generate([Request(prompts[place], params[place]) for place in fits]), strict=True)
+        )
         return [
             _trace(task, prompts[place], completions.get(place), seeds[place], codec)
             for place, task in enumerate(tasks)
         ]
 
-    return answer
+    return roll
 
 
 def run_benchmark(
@@ -87,12 +106,13 @@ def run_benchmark(
     sample: int = 0,
     batch: int = 256,
     report: Report = lambda done, total: None,
+    grading: Grading | None = None,
 ) -> Iterator[tuple[Item, Trace]]:
-    """Answers and grades `tasks`, each by its own grader, in batches; yields the items in the order of the tasks."""
+    """Answers `tasks` in batches, graded each by its own grader or all by `grading`; yields the items in order."""
     for start in range(0, len(tasks), batch):
         chunk = tasks[start : start + batch]
         traces = answer(chunk)
-        for task, trace, score in zip(chunk, traces, grade(chunk, traces), strict=True):
+        for task, trace, score in zip(chunk, traces, (grading or grade)(chunk, traces), strict=True):
             yield _item(task, trace, score, sample), trace
         report(min(start + batch, len(tasks)), len(tasks))
 

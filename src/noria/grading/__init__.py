@@ -12,6 +12,8 @@ from functools import cache
 from noria.grading.grader import Failure, Grader, TextGrader, Verdict, failures, one_by_one, rewards, version_of
 from noria.grading.verify_alignment import helpful_grader, safety_grader
 from noria.grading.verify_code import code_grader, code_weak_grader
+from noria.grading.verify_format import format_grader
+from noria.grading.verify_gym import gym_grader
 from noria.grading.verify_logic import logic_grader
 from noria.grading.verify_math import maths_grader, maths_weak_grader
 from noria.types import GraderRef
@@ -26,20 +28,23 @@ GRADERS: dict[str, Callable[[], TextGrader]] = {
     "code_weak": code_weak_grader,
 }
 
+# Graders of tasks that are made for one run and not part of the registry of evaluation tasks.
+OUTSIDE: dict[str, Callable[[], TextGrader]] = {"gym": gym_grader, "format": format_grader}
+
 # What a policy may be trained against while the exact grader of the same name is held out.
 WEAK_TWINS = {"maths": "maths_weak", "code": "code_weak"}
 
 
 @cache
 def _built(name: str) -> TextGrader:
-    return GRADERS[name]()
+    return (GRADERS | OUTSIDE)[name]()
 
 
 def grader_for(ref: GraderRef | str) -> TextGrader:
     """The grader that `ref` names, as it is now. Its scores carry the version that judged, not the one asked for."""
     name = ref if isinstance(ref, str) else ref.name
-    if name not in GRADERS:
-        raise KeyError(f"no grader is named {name!r}; there are {', '.join(sorted(GRADERS))}")
+    if name not in GRADERS | OUTSIDE:
+        raise KeyError(f"no grader is named {name!r}; there are {', '.join(sorted(GRADERS | OUTSIDE))}")
     return _built(name)
 
 
@@ -49,7 +54,7 @@ def grader_ref(name: str) -> GraderRef:
 
 
 def grader_versions() -> dict[str, str]:
-    """The current version of every grader: part of the identity of whatever a grader decides on."""
+    """The current version of every grader of the registry: part of the identity of whatever a grader decides on."""
     return {name: grader_ref(name).version for name in sorted(GRADERS)}
 
 

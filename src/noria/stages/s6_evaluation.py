@@ -124,12 +124,12 @@ def _write_registry(context: StepContext) -> Mapping[str, Any]:
     tasks = held_out_tasks(
         config.items_per_domain, config.task_seed, lambda done, family: context.report(done, total, "tasks", family)
     )
-    _write_lines(context.content / "tasks.jsonl", map(task_to_json, tasks))
+    write_lines(context.content / "tasks.jsonl", map(task_to_json, tasks))
     counts: dict[str, dict[str, int]] = {"domains": {}, "families": {}}
     for task in tasks:
         for group, member in (("domains", task.domain), ("families", task.family)):
             counts[group][member] = counts[group].get(member, 0) + 1
-    _write_json(context.content / "registry.json", counts)
+    write_json(context.content / "registry.json", counts)
     return {"tasks": len(tasks), **{f"{domain}_tasks": count for domain, count in counts["domains"].items()}}
 
 
@@ -144,7 +144,7 @@ def _measure_graders(context: StepContext) -> Mapping[str, Any]:
         context.report(done, len(judged), "graders", name)
         row = calibrate(grader_for(name), cases_for(domain, config.calibration_per_side)).as_json()
         rows[name] = row | {"domain": domain, "weak": name != domain}
-    _write_json(context.content / "graders.json", rows)
+    write_json(context.content / "graders.json", rows)
     return {
         f"{name}_{rate}_positive": row[f"{rate}_positive"]["estimate"]
         for name, row in rows.items()
@@ -181,9 +181,9 @@ def _evaluate(context: StepContext) -> Mapping[str, Any]:
                 room[item.family] -= 1
                 kept.append({"item": item.as_json(), "trace": json.loads(trace.to_json())})
     summary = summarise(items)
-    _write_lines(context.content / "items.jsonl", (_dumps(item.as_json()) for item in items))
-    _write_lines(context.content / "samples.jsonl", map(_dumps, kept))
-    _write_json(context.content / "summary.json", summary)
+    write_lines(context.content / "items.jsonl", (dumps(item.as_json()) for item in items))
+    write_lines(context.content / "samples.jsonl", map(dumps, kept))
+    write_json(context.content / "summary.json", summary)
     metrics = {f"{domain}_accuracy": row["accuracy"] for domain, row in summary["domains"].items() if row["n"]}
     metrics |= {axis: rate["estimate"] for axis, rate in summary["refusal"].items()}
     return metrics | {"items": len(items), "failed_gradings": sum(item.correct is None for item in items)}
@@ -195,7 +195,7 @@ def _compare(context: StepContext) -> Mapping[str, Any]:
     order = context.config.order
     results = {name: _read_items(context.inputs[name].content / "items.jsonl") for name in order}
     rows = compare_items(results, order)
-    _write_json(context.content / "comparison.json", rows)
+    write_json(context.content / "comparison.json", rows)
     return {"comparisons": len(rows), "significant": sum(row["p_holm"] < 0.05 for row in rows)}
 
 
@@ -207,13 +207,13 @@ def _read_items(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
+def write_lines(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(line + "\n" for line in lines))
 
 
-def _write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def _dumps(value: Any) -> str:
+def dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

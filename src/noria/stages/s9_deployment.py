@@ -15,12 +15,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from noria.artifacts import Artifact, Numerics, Step, StepContext, Store, StoreError
+from noria.stages.open_model_source import CHAT_FILES
 
 STAGE = "s9_deployment"
 ALIAS = "release/prod"
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 # What deployment/candidates.py measures.
-Metric = Literal["correct", "helpful", "harmful_refused", "benign_answered", "agent_solved", "valid_calls"]
+Metric = Literal[
+    "correct", "helpful", "harmful_refused", "benign_answered", "agent_solved", "valid_calls",
+    "unseen", "format", "text",
+]  # fmt: skip
+# The last three are of open models: see stages/open_model.py.
 
 
 class _Section(BaseModel):
@@ -133,7 +138,10 @@ def verdict(config: Config, candidates: Step | Artifact) -> Step:
 
 
 def release(
-    config: Config, verdict: Step | Artifact, models: Mapping[str, Step | Artifact], incumbent: Artifact | None = None
+    config: Config,
+    verdict: Step | Artifact,
+    models: Mapping[str, Step | Artifact],
+    incumbent: Step | Artifact | None = None,
 ) -> Step:
     """The model that the verdict chose, with release.json, model_card.md and system_card.md.
 
@@ -254,8 +262,9 @@ def _release(context: StepContext) -> Mapping[str, Any]:
     keep = found["decision"] != "release" and "model_incumbent" in context.inputs
     name = "incumbent" if keep else found["chosen"]
     source = context.inputs[f"model_{name}"]
-    for file in MODEL_FILES:
-        shutil.copyfile(source.content / file, context.content / file)
+    for file in (*MODEL_FILES, *CHAT_FILES):
+        if file in MODEL_FILES or (source.content / file).is_file():
+            shutil.copyfile(source.content / file, context.content / file)
     config: ReleaseConfig = context.config
     body = {"decision": found["decision"], "candidate": name, "model": source.key, "kept_incumbent": keep}
     _write(context.content / "release.json", body | {"retention": config.model_dump()})

@@ -11,11 +11,11 @@ from pathlib import Path
 from noria.artifacts import Manifest, Step, Store, StoreError, Unknown
 from noria.artifacts.aliases import AliasMove
 from noria.artifacts.lineage import Reached, closure, downstream, forget
-from noria.recipe import Recipe
+from noria.recipe import OpenModelRecipe, Recipe
 from noria.studio.live import stage_word
 
 
-def run_name(recipe: Recipe, turn: int) -> str:
+def run_name(recipe: Recipe | OpenModelRecipe, turn: int) -> str:
     """The name under which the store remembers a run: the recipe's, with the turn from the second on."""
     return recipe.run.name if turn == 1 else f"{recipe.run.name}.turn{turn}"
 

@@ -1,0 +1,115 @@
+"""What an open model is trained and measured on: families of reasoning-gym, or a user's own tasks and grader.
+
+Content: train.jsonl; heldout.jsonl (the same families, prompts never trained on); unseen.jsonl (families never trained
+on); format.jsonl (the form of replies, a guard of general ability). Each line is a Task whose domain names its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from noria.artifacts import Step, StepContext
+from noria.evals.benchmarks import Grading, grade
+from noria.evals.gym_tasks import GymFamily
+from noria.grading import grader_ref
+from noria.types import Score, Task, Trace, task_from_json, task_to_json
+
+STAGE = "s6_evaluation"
+MEASURED = ("heldout", "unseen", "format")
+
+
+class Config(BaseModel):
+    """[tasks] of a recipe for an open model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    families: tuple[GymFamily, ...] = Field(default=(), description="trained on, and held out by prompt")
+    unseen: tuple[GymFamily, ...] = Field(default=(), description="families that are measured and never trained on")
+    train: int = Field(default=300, ge=1, description="training tasks a family")
+    heldout: int = Field(default=40, ge=2, description="held-out tasks a family, trained or unseen")
+    format: int = Field(default=60, ge=12, le=240, description="tasks about the form of a reply")
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Config:
+        names = [family.name for family in (*self.families, *self.unseen)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two families share a name: {', '.join(sorted(names))}")
+        if not self.families:
+            raise ValueError("families is empty: there is nothing to train on")
+        trained = {family.gym for family in self.families}
+        if both := sorted({family.gym for family in self.unseen} & trained):
+            raise ValueError(f"unseen families are trained on: {', '.join(both)}")
+        return self
+
+
+@dataclass(frozen=True)
+class TaskGrader:
+    """Who grades the tasks of a set: each task's own grader, unless `grading` grades them all."""
+
+    versions: dict[str, str]
+    has_unseen: bool = False
+    grading: Grading | None = None
+
+    def grade(self, tasks: Sequence[Task], traces: Sequence[Trace]) -> list[Score]:
+        return list((self.grading or grade)(tasks, traces))
+
+
+class GymIdentity(BaseModel):
+    families: tuple[GymFamily, ...]
+    unseen: tuple[GymFamily, ...]
+    train: int
+    heldout: int
+    format: int
+    seed: int
+    graders: dict[str, str] = Field(description="version of each grader; gym's names the release of reasoning-gym")
+
+
+def gym(config: Config) -> tuple[Step, TaskGrader]:
+    """The tasks of reasoning-gym's families, and the grader that is its own scorers."""
+    grader = TaskGrader(own_versions("gym", "format"), bool(config.unseen))
+    identity = GymIdentity(
+        **{name: getattr(config, name) for name in type(config).model_fields}, graders=grader.versions
+    )
+    return Step("tasks", STAGE, "tasks", 1, identity, _gym), grader
+
+
+def own_versions(*names: str) -> dict[str, str]:
+    return {name: grader_ref(name).version for name in names}
+
+
+def read(folder: Path, name: str) -> list[Task]:
+    """The tasks of one file; none where the set has no such file."""
+    path = folder / f"{name}.jsonl"
+    if not path.is_file():
+        return []
+    return [task_from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(folder: Path, name: str, tasks: Sequence[Task]) -> None:
+    lines = [task_to_json(task) + "\n" for task in tasks]
+    (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _gym(context: StepContext) -> Mapping[str, Any]:
+    from noria.evals.gym_tasks import gym_tasks
+    from noria.evals.instruction_tasks import instruction_tasks
+
+    config: GymIdentity = context.config
+    made: dict[str, list[Task]] = {"train": [], "heldout": [], "unseen": []}
+    total = len(config.families) + len(config.unseen)
+    for done, family in enumerate((*config.families, *config.unseen)):
+        context.report(done, total, "families", family.name)
+        measured = "heldout" if family in config.families else "unseen"
+        made[measured] += gym_tasks(family, family.heldout or config.heldout, config.seed, "heldout", measured)
+        if family in config.families:
+            made["train"] += gym_tasks(family, family.train or config.train, config.seed, "train", "train")
+    made["format"] = instruction_tasks(config.format, config.seed, "format")
+    for name, tasks in made.items():
+        write(context.content, name, tasks)
+    return {name: len(tasks) for name, tasks in made.items()}
