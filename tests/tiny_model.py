@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,12 +15,11 @@ TEXT = (
 )
 
 
-def write_tiny_model(folder: Path, context: int = 128, seed: int = 0) -> Path:
+def write_tiny_model(folder: Path, context: int = 128, seed: int = 0, **shape: Any) -> Path:
     """Writes a model artifact's content. Weights are scaled up so that replies vary with the prompt."""
     tokenizer = train_tokenizer([TEXT] * 20, 320)
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=2, kv_heads=1, ffn_width=64, context=context
-    )
+    sizes = {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "ffn_width": 64, "context": context}
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, **sizes, **shape)
     model = Transformer(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

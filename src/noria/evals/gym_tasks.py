@@ -34,6 +34,8 @@ class GymFamily(BaseModel):
         description="what is asked: {question} is reasoning-gym's own, other names are of the item's metadata",
     )
     system: str = Field(default="", description="a system message before it; empty: what the chat template puts there")
+    train: int | None = Field(default=None, ge=1, description="training tasks of this family, if not as many as of all")
+    heldout: int | None = Field(default=None, ge=2, description="held-out tasks of this family, likewise")
     shots: int = Field(
         default=0, ge=0, le=16, description="solved examples shown before the question, as earlier turns"
     )

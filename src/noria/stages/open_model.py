@@ -177,9 +177,9 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
 
     config: ReinforcedIdentity = context.config
     folder = context.inputs["model"].content
-    # A checkpoint of a model this large takes seconds to write: one a minute.
-    progress = replace(training_progress(context), checkpoint_seconds=60.0)
+    progress = training_progress(context)  # sets the threads, which loading a model already uses
     model, tokenizer = _load(folder)
+    progress = replace(progress, checkpoint_seconds=_checkpoint_seconds(model))
     reference = copy.deepcopy(model).eval()
     tasks = task_sets.read(context.inputs["tasks"].content, "train")
     held_out = _spread(task_sets.read(context.inputs["tasks"].content, "heldout"), config.probe_tasks)
@@ -346,6 +346,12 @@ def _answers(roll: Roll, sample: int) -> Callable[[Sequence[Task]], list[Trace]]
 
 def _report_from(context: StepContext, before: int, total: int, name: str) -> Callable[[int, int], None]:
     return lambda done, _: context.report(before + done, total, "tasks", name)
+
+
+def _checkpoint_seconds(model: Transformer) -> float:
+    """Between two checkpoints: weights and two moments in fp32, written and hashed at some 300 MB/s, shall cost a tenth
+    of the time."""
+    return max(0.2, 12.0 * sum(parameter.numel() for parameter in model.parameters()) / 30e6)
 
 
 def _spread(tasks: Sequence[Task], count: int) -> list[Task]:

@@ -15,6 +15,7 @@ from noria.artifacts.identity import file_hash
 from noria.data.fetch import Package
 
 STAGE = "s4_open_model"
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 # Beside tokenizer.json: what belongs to an imported model's chat format and is copied as it is.
 CHAT_FILES = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
@@ -68,7 +69,7 @@ def imported(config: Config) -> Step:
 
 
 def exported(model: Step) -> Step:
-    """content/: config.json, safetensors and tokenizer as `transformers` and vLLM load them."""
+    """content/: config.json, safetensors and tokenizer as `transformers` and vLLM load them, if they know its shape."""
     return Step("export", "s9_deployment", "huggingface_model", 1, ExportConfig(), _export, {"model": model})
 
 
@@ -110,7 +111,7 @@ def _import_folder(context: StepContext) -> Mapping[str, Any]:
         raise StoreError(f"{place} changed since this run began; start it again")
     if place.is_dir() and '"noria"' in (place / "config.json").read_text(encoding="utf-8"):
         read_config(place)  # refuses a damaged folder with its reason
-        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        for name in MODEL_FILES:
             shutil.copyfile(place / name, context.content / name)
         copy_chat_files(place, context.content)
         return _described(context)
@@ -140,7 +141,15 @@ def _described(context: StepContext) -> Mapping[str, Any]:
 
 
 def _export(context: StepContext) -> Mapping[str, Any]:
-    from noria.model.huggingface import export_folder
+    """A shape that no family of `transformers` has stays a folder of noria, and the metrics say why."""
+    from noria.model.huggingface import UnsupportedModel, export_folder
 
-    export_folder(context.inputs["model"].content, context.content)
-    return {"bytes": sum(path.stat().st_size for path in context.content.iterdir())}
+    model, metrics = context.inputs["model"].content, {"format": "transformers"}
+    try:
+        export_folder(model, context.content)
+    except UnsupportedModel as reason:
+        metrics = {"format": "noria", "why": str(reason)}
+        for name in MODEL_FILES:
+            shutil.copyfile(model / name, context.content / name)
+        copy_chat_files(model, context.content)
+    return metrics | {"bytes": sum(path.stat().st_size for path in context.content.iterdir())}

@@ -1,0 +1,171 @@
+"""An open model through its whole journey, tiny: killed, it comes to the same; its folder loads in transformers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from noria.artifacts import Artifact, Executor, Store
+from noria.assembly import build
+from noria.recipe import OpenModelRecipe, load
+from noria.recipe_errors import RecipeError
+from tests.tiny_model import write_tiny_model
+
+RECIPE = """
+[run]
+name = "tiny"
+[open_model]
+folder = "{folder}"
+[tasks]
+train = 12
+heldout = 3
+format = 12
+[[tasks.families]]
+name = "letters"
+gym = "letter_counting"
+config = {{ min_words = 1, max_words = 1 }}
+prompt = '"{{target_letter}}" in "{{span}}"?'
+system = "Count."
+shots = 1
+[[tasks.unseen]]
+name = "ones"
+gym = "count_bits"
+config = {{ max_n = 100 }}
+prompt = "Ones in {{binary}}:"
+system = "Count."
+[grpo]
+steps = {steps}
+prompts = 2
+group = 4
+max_tokens = 4
+learning_rate = 1e-3
+probe_every = 2
+probe_tasks = 2
+[evaluation]
+max_tokens = 4
+format_tokens = 8
+samples = 2
+"""
+
+
+def write_recipe(folder: Path, steps: int = 3) -> Path:
+    model = write_tiny_model(folder / "model", context=192, activation="swiglu")
+    path = folder / "tiny.toml"
+    path.write_text(RECIPE.format(folder=model, steps=steps))
+    return path
+
+
+def run(recipe: Path, store: Path) -> dict[str, Artifact]:
+    loaded = load(recipe)
+    opened = Store(store)
+    return Executor(opened, loaded.run.name).run(build(loaded, 1, opened))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    folder = tmp_path_factory.mktemp("journey")
+    return run(write_recipe(folder), folder / "store")
+
+
+def test_the_exported_folder_loads_in_transformers_and_computes_the_same(made: dict[str, Artifact]) -> None:
+    transformers = pytest.importorskip("transformers")
+    from noria.model import load_model
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(made["export"].content)
+    ours = load_model(made["grpo"].content)
+    tokens = torch.arange(12)[None] + 20
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_training_changes_the_model_and_the_release_is_what_the_verdict_says(made: dict[str, Artifact]) -> None:
+    assert made["grpo"].manifest.files["model.safetensors"] != made["model"].manifest.files["model.safetensors"]
+    released, decision = made["release"].manifest, made["verdict"].metrics["decision"]
+    kept = "grpo" if decision == "release" else "model"
+    assert released.files["model.safetensors"].sha256 == made[kept].manifest.files["model.safetensors"].sha256
+
+
+def test_no_prompt_is_trained_on_and_measured(made: dict[str, Artifact]) -> None:
+    from noria.stages import open_model_tasks
+
+    tasks = {name: open_model_tasks.read(made["tasks"].content, name) for name in ("train", "heldout", "unseen")}
+    prompts = {name: {task.messages[-1].content for task in found} for name, found in tasks.items()}
+    assert len(prompts["train"]) == 12 and len(prompts["heldout"]) == 3
+    assert not prompts["train"] & (prompts["heldout"] | prompts["unseen"])
+    shown = {message.content for message in tasks["train"][0].messages[:-1]}
+    assert not shown & (prompts["train"] | prompts["heldout"])
+
+
+def test_the_same_folder_elsewhere_is_the_same_model_and_another_is_not(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    first, second = (build(load(write_recipe(tmp_path / name)), 1, Store(tmp_path)) for name in ("a", "b"))
+    assert [step.key for step in first] == [step.key for step in second]
+    write_tiny_model(tmp_path / "b" / "model", context=192, seed=1, activation="swiglu")
+    other = build(load(tmp_path / "b" / "tiny.toml"), 1, Store(tmp_path))
+    assert first[0].key != other[0].key and first[1].key == other[1].key
+
+
+@pytest.mark.slow
+def test_killed_halfway_it_resumes_to_the_same_result(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, steps=40)
+    command = [sys.executable, "-m", "noria", "run", str(recipe), "--store", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_steps(tmp_path / "killed", 15, process)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    checkpoints = list((tmp_path / "killed" / "work").glob("*/*/progress/*"))
+    assert checkpoints, "it was killed before it had kept anything"
+    resumed, straight = run(recipe, tmp_path / "killed"), run(recipe, tmp_path / "straight")
+    assert {name: item.key for name, item in resumed.items()} == {name: item.key for name, item in straight.items()}
+    for name, artifact in straight.items():
+        ours = {path: entry.sha256 for path, entry in resumed[name].manifest.files.items()}
+        assert ours == {path: entry.sha256 for path, entry in artifact.manifest.files.items()}, name
+
+
+def wait_for_steps(store: Path, steps: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the run database has seen so many training steps."""
+    while process.poll() is None:
+        if (store / "runs.sqlite").exists():
+            with closing(sqlite3.connect(store / "runs.sqlite")) as database:
+                tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+                seen = database.execute("SELECT max(step) FROM metrics").fetchone()[0] if "metrics" in tables else None
+            if seen is not None and seen >= steps:
+                return
+        time.sleep(0.02)
+    raise AssertionError("the run ended before it could be killed")
+
+
+def test_what_is_wrong_with_an_open_models_recipe_is_said_with_its_line(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    text = path.read_text().replace("letter_counting", "leter_counting").replace("[grpo]", "[pretraining]\n[grpo]")
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    said = str(caught.value)
+    assert "letter_counting" in said and "unknown name pretraining" in said and f"{path}:23" in said
+
+
+def test_a_config_or_prompt_that_reasoning_gym_refuses_is_refused_before_any_work(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    for old, new, said in (
+        ("max_words = 1 }", "max_wrds = 1 }", "max_wrds"),
+        ('"{target_letter}"', '"{letter}"', "letter"),
+        ("max_n = 100", "max_n = -1", "max_n"),
+    ):
+        original = path.read_text()
+        path.write_text(original.replace(old, new))
+        with pytest.raises(RecipeError, match=said):
+            load(path)
+        path.write_text(original)
+    assert isinstance(load(path), OpenModelRecipe)
