@@ -45,6 +45,7 @@ class Tokenizer:
     """A trained vocabulary with the project's chat format. Immutable; safe to share between threads."""
 
     pad, bos, end, system, user, assistant, tool, call, think_open, think_close = range(len(SPECIALS))
+    ends: tuple[int, ...] = (end,)
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         found = tuple(inner.id_to_token(index) for index in range(len(SPECIALS)))
@@ -92,6 +93,10 @@ class Tokenizer:
         """`encode` of each text, on all cores that the library may use."""
         encodings = self._inner.encode_batch_fast([_clean(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to be continued, as documents begin in training."""
+        return [self.bos, *self.encode(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Pad, bos and end are dropped; other specials are spelled out; broken UTF-8 becomes U+FFFD."""
