@@ -65,14 +65,14 @@ class Histogram:
 
 @dataclass
 class Gauge:
-    """A number that is looked up when asked for."""
+    """A number that is looked up when asked for; a counter where its name says so."""
 
     name: str
     help: str
     read: Callable[[], float]
 
     def lines(self) -> Iterator[str]:
-        yield from _head(self.name, self.help, "gauge")
+        yield from _head(self.name, self.help, "counter" if self.name.endswith("_total") else "gauge")
         yield f"{self.name} {_number(self.read())}"
 
 

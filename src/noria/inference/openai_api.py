@@ -71,7 +71,7 @@ class ChatServer:
                 "noria_choices_live": ("Choices taken on and not yet answered.", lambda: self.driver.live),
                 "noria_choices_limit": ("Choices beyond which requests get a 429.", lambda: self.driver.capacity),
                 "noria_cache_used_ratio": ("Share of the cache's rows in use.", self._cache_used),
-                "noria_engine_failures": ("Engine steps that failed.", lambda: self.driver.failures),
+                "noria_engine_failures_total": ("Engine steps that failed.", lambda: self.driver.failures),
                 "noria_healthy": ("1 while /health says ok.", lambda: float(self._trouble() is None)),
             }
         )

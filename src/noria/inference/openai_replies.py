@@ -60,7 +60,10 @@ class Reply:
         self.shape.opening()  # it keeps what it says, as it does of every piece
         task = self._kept(self._sample(self.shape.piece))
         async with _watching(request.receive, self._client_left):
-            choices = await asyncio.shield(task)
+            try:
+                choices = await asyncio.shield(task)
+            except Exception as error:  # `_sample` has logged it
+                raise as_api_error(error) from error
         return JSONResponse(self.shape.whole(choices, self.prompt_tokens), headers=self._headers())
 
     def streamed(self) -> Response:

@@ -153,7 +153,6 @@ class EngineDriver:
     def _step(self) -> None:
         try:
             self.engine.step()
-            self.failure = None
         except Exception as error:
             LOG.exception("an engine step failed; its requests were answered with an error")
             self.failure, self.failures = error, self.failures + 1
@@ -174,6 +173,8 @@ class EngineDriver:
                 continue
             news.append((sink, Sampled(handle.token_ids[seen:count], handle.logprobs[seen:count], end)))
             self._seen[handle] = count
+            if count > seen and not isinstance(end, BaseException):
+                self.failure = None  # it samples again
             if end is not None:
                 del self._sinks[handle], self._seen[handle]
         if news and self._loop is not None and not self._loop.is_closed():
