@@ -97,6 +97,8 @@ def test_logprobs_belong_to_the_sampled_tokens(client: openai.OpenAI) -> None:
     tokens = reply.choices[0].logprobs.content
     assert len(tokens) == reply.usage.completion_tokens
     assert all(token.logprob <= 0 for token in tokens)
+    raw = b"".join(bytes(token.bytes) for token in tokens).removesuffix(b"<|end|>")
+    assert raw.decode("utf-8", "replace") == reply.choices[0].message.content
 
 
 def test_stop_string_ends_the_reply_before_it(client: openai.OpenAI) -> None:

@@ -15,6 +15,9 @@ class ChatTokenizer(Protocol):
     end: int
     ends: tuple[int, ...]  # all ids that end a turn, `end` among them
 
+    @property
+    def token_bytes(self) -> list[bytes]: ...
+
     def render(self, messages: Sequence[Message], generation: bool = True) -> list[int]: ...
 
     def encode_prompt(self, text: str) -> list[int]: ...

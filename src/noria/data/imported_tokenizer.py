@@ -17,6 +17,7 @@ import tokenizers
 from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from noria.data.token_bytes import token_bytes
 from noria.types import Message, digest
 
 # Around the number of a message whose text is put in later; private-use characters, which no template writes.
@@ -87,6 +88,11 @@ class ImportedTokenizer:
     def knows_tools(self) -> bool:
         """Whether the template shows tools to the model."""
         return re.search(r"{%.*\btools\b.*%}", self.template) is not None
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each id stands for, as bytes; a token may hold a part of a character."""
+        return token_bytes(self._text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Pad, bos and the ends of a turn are dropped; other specials are spelled out."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from noria.data.token_bytes import token_bytes
 from noria.types import THINK_CLOSE, THINK_OPEN, Message, digest
 
 CALL = "<|call|>"
@@ -97,6 +98,11 @@ class Tokenizer:
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a text to be continued, as documents begin in training."""
         return [self.bos, *self.encode(text)]
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each id stands for, as bytes; a token may hold a part of a character."""
+        return token_bytes(self._inner)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Pad, bos and end are dropped; other specials are spelled out; broken UTF-8 becomes U+FFFD."""

@@ -138,12 +138,12 @@ class CompletionReply:
         start, offsets = self._offsets[index], []
         for token in tokens:
             offsets.append(start)
-            start += len(token.token)
+            start += token.characters
         self._offsets[index] += len(text)
         return {
-            "tokens": [token.token for token in tokens],
+            "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{one.token: one.logprob for one in token.top} or None for token in tokens],
+            "top_logprobs": [{one.text: one.logprob for one in token.top} or None for token in tokens],
             "text_offset": offsets,
         }
 

@@ -15,7 +15,7 @@ from noria.inference.openai_completions import CompletionReply, CompletionReques
 from noria.inference.openai_replies import Shape
 from noria.inference.openai_schema import ApiError, Sampling, invalid, shown
 from noria.inference.prompt_logprobs import prompt_logprobs
-from noria.inference.serving import TokenLogprob, Wanted
+from noria.inference.serving import TokenLogprob, Wanted, token_logprob
 from noria.inference.tool_calls import CallForm, CallReader, Structure, call_form
 from noria.types import Message
 
@@ -149,12 +149,10 @@ def _echoes(
 
 def _scored(server: Server, prompt_ids: Sequence[int], top: int) -> list[TokenLogprob]:
     """Every token of a prompt with its log-probability given those before it; the first has none."""
-    texts = [server.tokenizer.decode([token]) for token in prompt_ids]
     scores = prompt_logprobs(server.engine.model, prompt_ids, top)
-    tokens = [TokenLogprob(texts[0], None)]
-    for text, (logprob, likeliest) in zip(texts[1:], scores, strict=True):
-        beside = tuple(TokenLogprob(server.tokenizer.decode([one]), round(score, 6)) for one, score in likeliest)
-        tokens.append(TokenLogprob(text, round(logprob, 6), beside))
+    tokens = [token_logprob(server.tokenizer, prompt_ids[0], None)]
+    for token, (logprob, likeliest) in zip(prompt_ids[1:], scores, strict=True):
+        tokens.append(token_logprob(server.tokenizer, token, logprob, likeliest))
     return tokens
 
 

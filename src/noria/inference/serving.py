@@ -16,7 +16,7 @@ from typing import Any
 from noria.data.chat_tokenizer import ChatTokenizer
 from noria.inference.engine import Completion, Engine, Handle, Request
 from noria.inference.openai_schema import Sampling
-from noria.inference.reply_text import REPLACEMENT, ReplyText
+from noria.inference.reply_text import ReplyText
 from noria.inference.sampler import SamplingParams
 from noria.inference.tool_calls import Structure
 from noria.types import Message, seed_of
@@ -52,19 +52,39 @@ class ServedRequest:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token as text and its log-probability (None for the first of a prompt), and the likeliest ones beside it."""
+    """A token's bytes and its log-probability (None for the first of a prompt), and the likeliest ones beside it."""
 
-    token: str
+    raw: bytes
     logprob: float | None
     top: tuple[TokenLogprob, ...] = ()
+    characters: int = 0  # that it adds to the text; none for the end of a turn
+
+    @property
+    def text(self) -> str:
+        """As text; half a character as its bytes, so that no two tokens look the same."""
+        try:
+            return self.raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.raw)
 
     def to_json(self) -> dict[str, Any]:
         return {**self._alone(), "top_logprobs": [one._alone() for one in self.top]}
 
     def _alone(self) -> dict[str, Any]:
-        # Text of half a character can't say its bytes; the API allows null there.
-        raw = None if REPLACEMENT in self.token else list(self.token.encode("utf-8", "surrogatepass"))
-        return {"token": self.token, "logprob": self.logprob, "bytes": raw}
+        return {"token": self.text, "logprob": self.logprob, "bytes": list(self.raw)}
+
+
+def token_logprob(
+    tokenizer: ChatTokenizer, token: int, logprob: float | None, likeliest: Sequence[tuple[int, float]] = ()
+) -> TokenLogprob:
+    """A token id with its log-probability, and the (id, log-probability) of the likeliest, for a client."""
+    raw = tokenizer.token_bytes
+
+    def told(index: int, value: float | None, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        known = raw[index] if index < len(raw) else b""  # a model may have more rows than its tokenizer has tokens
+        return TokenLogprob(known, None if value is None else round(value, 6), top, len(tokenizer.decode([index])))
+
+    return told(token, logprob, tuple(told(index, value) for index, value in likeliest))
 
 
 @dataclass(frozen=True)
@@ -278,7 +298,7 @@ class LiveRequest:
             out += text.feed(token)
             logprobs.append(logprob)
             if self.sampling.logprobs is not None:
-                unsent.append(TokenLogprob(self.tokenizer.decode([token]), round(logprob, 6)))
+                unsent.append(token_logprob(self.tokenizer, token, logprob))
         return out
 
     def _params(self, index: int, wanted: Wanted) -> SamplingParams:
