@@ -147,7 +147,8 @@ def _tool(value: Any, where: str) -> ToolSpec:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
         message = f"'{where}.function.name' must be 1 to 64 letters, digits, '_', '.' or '-'; got {shown(name)}."
         raise invalid(message, f"{where}.function.name")
-    description, parameters = function.get("description") or "", function.get("parameters") or {}
+    description, parameters = function.get("description"), function.get("parameters")
+    description, parameters = description if description is not None else "", {} if parameters is None else parameters
     if not isinstance(description, str):
         raise invalid(f"'{where}.function.description' must be a string.", f"{where}.function.description")
     properties = parameters.get("properties", {}) if isinstance(parameters, dict) else None
