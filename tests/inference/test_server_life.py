@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,16 @@ def test_a_client_that_leaves_ends_its_request(folder: Path, stream: bool) -> No
         wait_until(lambda: live.chat.driver.live == 0 and live.recorded)
         assert all(len(choice.token_ids) < ENDLESS for choice in live.recorded[0].choices)
         assert live.metric('noria_requests_total{endpoint="chat",outcome="disconnected"}') == 1
+
+
+def test_half_a_body_is_a_client_that_left_and_no_error(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with live_server(folder) as live:
+        host, _, port = live.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as half:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            half.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+        wait_until(lambda: live.metric('noria_requests_total{endpoint="chat",outcome="disconnected"}') == 1)
+    assert caplog.records == []
 
 
 def body(live: LiveServer) -> dict[str, object]:

@@ -239,7 +239,8 @@ def chat_terminal(
             write(f"The conversation has {len(prompt_ids)} tokens, the context {engine.context}: /new starts over.")
             messages.pop()
             continue
-        params = SamplingParams(max_tokens=engine.context - len(prompt_ids), seed=seed_of(seed, len(messages)))
+        room, turn_seed = engine.context - len(prompt_ids), seed_of(seed, len(messages))
+        params = SamplingParams(max_tokens=room, seed=turn_seed, stop_ids=tokenizer.ends)
         reply = tokenizer.decode(engine.generate([Request(prompt_ids, params)])[0].token_ids)
         messages.append(Message("assistant", reply))
         write(printable(reply))

@@ -88,7 +88,12 @@ class ChatServer:
             Route("/ready", self.ready),
             Route("/metrics", self.show_metrics),
         ]
-        handlers: dict[Any, Any] = {ApiError: _api_error, HTTPException: _http_error, Exception: _server_error}
+        handlers: dict[Any, Any] = {
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            ClientDisconnect: _client_left,
+            Exception: _server_error,
+        }
         return Starlette(
             routes=[*own, *routes], middleware=list(middleware), exception_handlers=handlers, lifespan=self._lifespan
         )
@@ -251,9 +256,11 @@ async def _api_error(request: Request, error: Exception) -> Response:
     return JSONResponse(error.body(), error.status, headers=error.headers())
 
 
+async def _client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
 async def _http_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, ClientDisconnect):
-        return Response(status_code=499)
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
     return JSONResponse(ApiError(error.status_code, message).body(), error.status_code, headers=error.headers)

@@ -144,22 +144,25 @@ class EventStream(Response):
         self, lines: asyncio.Queue[str | None], on_leave: Callable[[], None], headers: Mapping[str, str]
     ) -> None:
         self.status_code, self.background, self.body = 200, None, b""
-        self._lines, self._on_leave = lines, on_leave
+        self._lines, self._on_leave, self._left = lines, on_leave, False
         self.init_headers({"Content-Type": "text/event-stream; charset=utf-8", **headers})
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ended = False
-        try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async with _watching(receive, self._on_leave):
-                while (line := await self._lines.get()) is not None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with _watching(receive, self._client_left):
+            try:
+                while (line := await self._lines.get()) is not None and not self._left:
                     await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
-            ended = True
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            if not ended:
-                self._on_leave()
+            except BaseException:
+                self._client_left()
+                raise
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _client_left(self) -> None:
+        self._left = True
+        self._lines.put_nowait(None)  # no one waits for more
+        self._on_leave()
 
 
 @contextlib.asynccontextmanager
