@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from noria.inference import Engine, Request, RequestTooLong, SamplingParams, score
-from noria.inference import engine as engine_module
+from noria.inference.cache import BLOCK
 from noria.model import ModelConfig, Transformer
 
 CONFIG = ModelConfig(vocab_size=40, width=32, layers=2, heads=4, kv_heads=2, ffn_width=48, context=32)
@@ -81,19 +81,26 @@ def test_more_tokens_allowed_do_not_change_the_first_ones(model):
     assert alone(model, many).token_ids[:4] == alone(model, few).token_ids
 
 
-@pytest.mark.parametrize("limit", [1, 20, 8192])
-def test_equal_prompts_are_computed_once_and_give_what_each_would_alone(model, monkeypatch, limit):
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", limit)
-    first, second = prompts(2)
-    asked = [Request(p, SamplingParams(max_tokens=6, seed=s)) for s, p in enumerate([first, second, first, first])]
-    computed = []
-    whole_pass = model.hidden
+def watched(engine, monkeypatch):
+    """The number of tokens that each of the engine's passes computes, as a list that grows."""
+    computed, whole_pass = [], engine._network.hidden
     monkeypatch.setattr(
-        model, "hidden", lambda tokens, *a, **k: computed.append(tokens.shape) or whole_pass(tokens, *a, **k)
+        engine._network, "hidden", lambda batch, cache: computed.append(len(batch.token_N)) or whole_pass(batch, cache)
     )
-    found = Engine(model, END).generate(asked)
-    if limit == 8192:
-        assert computed[0] == (2, max(len(first), len(second)))
+    return computed
+
+
+@pytest.mark.parametrize("step_tokens", [1, 5, 2048])
+def test_equal_prompts_are_computed_once_and_give_what_each_would_alone(model, monkeypatch, step_tokens):
+    first, second = ([token + shift for token in range(3, 30)] for shift in (0, 7))
+    asked = [Request(p, SamplingParams(max_tokens=4, seed=s)) for s, p in enumerate([first, second, first, first])]
+    engine = Engine(model, END, step_tokens=step_tokens)
+    computed = watched(engine, monkeypatch)
+    found = engine.generate(asked)
+    if step_tokens == 2048:
+        assert computed[0] == len(first) + len(second)
+    else:
+        assert max(computed) <= BLOCK + 4
     for request, completion in zip(asked, found, strict=True):
         assert_equal(completion, alone(model, request))
 
@@ -194,7 +201,7 @@ def test_a_failing_step_fails_every_request_and_the_engine_works_again(model, mo
     handles = [engine.submit(request) for request in requests(5, max_tokens=8)]
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(model, "logits", lambda hidden: (_ for _ in ()).throw(MemoryError("no room")))
+        patch.setattr(engine._network, "logits", lambda hidden: (_ for _ in ()).throw(MemoryError("no room")))
         with pytest.raises(MemoryError):
             engine.step()
     for handle in handles:
@@ -254,3 +261,30 @@ def test_waiting_for_work_ends_when_a_request_arrives(model):
     submitter.start()
     assert engine.wait_for_work(60)
     submitter.join()
+
+
+def test_a_model_that_is_trained_in_place_is_noticed(model):
+    mine = Transformer(CONFIG)
+    mine.load_state_dict(model.state_dict())
+    engine, request = Engine(mine.eval(), END), Request(prompts(1)[0], GREEDY)
+    before = engine.generate([request])[0]
+    optimizer = torch.optim.SGD(mine.parameters(), 0.5)
+    mine(torch.tensor([request.prompt_ids])).square().sum().backward()
+    optimizer.step()
+    assert_equal(engine.generate([request])[0], alone(mine, request))
+    assert engine.generate([request])[0] != before
+    for parameter in mine.parameters():
+        parameter.data = parameter.data.flip(0)  # leaves no count, but other storage
+    assert_equal(engine.generate([request])[0], alone(mine, request))
+
+
+def test_bfloat16_logprobs_are_near_those_of_a_trainer_in_bfloat16(model):
+    asked = requests(8, max_tokens=12)
+    for request, completion in zip(asked, Engine(model, END, precision="bfloat16").generate(asked), strict=True):
+        sequence = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logprobs = model.hidden(sequence[:, :-1])
+        with torch.no_grad():
+            logprobs = model.logits(logprobs).log_softmax(-1)[0]
+        recomputed = logprobs[range(sequence.shape[1] - 1), sequence[0, 1:]][len(request.prompt_ids) - 1 :]
+        assert completion.logprobs == pytest.approx(recomputed.tolist(), abs=0.2)

@@ -9,11 +9,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from noria.inference.cache import RowCache
 from noria.model import ModelConfig, accounting
 from noria.planning import training_bytes
 from tests.model.naive import naive_logits
 from tests.model.options import random_tokens, randomised
+from tests.model.row_cache import RowCache
 from tests.planning.test_memory import saved_bytes
 
 CHOICES = {
@@ -69,7 +69,7 @@ def test_a_random_combination_is_the_formula_is_cached_and_costs_what_is_predict
         torch.testing.assert_close(
             model(tokens)[0], naive_logits(config, model.state_dict(), tokens[0].tolist()), **close
         )
-        cache, states = RowCache(config, rows=5, context=16), []
+        cache, states = RowCache(config, rows=5), []
         for positions in (range(6), *((t,) for t in range(6, 11))):
             positions_BT = torch.tensor(list(positions)).expand(3, -1)
             view = cache.view(1, positions_BT)

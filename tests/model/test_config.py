@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from noria.inference.cache import RowCache
+from noria.inference.cache import BLOCK, PagedCache
 from noria.model import ModelConfig, Transformer, accounting
 from noria.model.masks import windowed
 from tests.model.options import OPTIONS, option, random_tokens
@@ -73,9 +73,9 @@ def test_flops_follow_the_length_that_is_trained_on():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_cache_costs_what_the_engine_allocates(name):
     config = option(name)
-    cache = RowCache(config, rows=3, context=10)
-    allocated = sum(store.nbytes for store in cache.states_LRGSd.values())
-    assert allocated == 3 * 10 * config.cache_bytes_per_token()
+    cache = PagedCache(config, blocks=3)
+    allocated = sum(store.nbytes for store in cache.states_LSGd.values())
+    assert allocated == 3 * BLOCK * config.cache_bytes_per_token()
 
 
 def test_a_latent_is_smaller_than_the_keys_and_values_that_are_made_from_it():

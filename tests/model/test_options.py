@@ -7,10 +7,10 @@ import torch
 
 from noria.deployment.quantize import keep_int8, quantise_folder
 from noria.inference import Engine, Request, SamplingParams
-from noria.inference.cache import RowCache
 from noria.model import ModelConfig, Transformer, load_model, save_model
 from tests.model.naive import naive_logits
 from tests.model.options import MLA, OPTIONS, PLAIN, option, random_tokens, randomised
+from tests.model.row_cache import RowCache
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 
@@ -54,8 +54,8 @@ def test_an_option_that_is_on_changes_the_outcome(name):
 def test_decoding_with_a_cache_equals_the_whole_pass(name):
     config = option(name)
     model, tokens = randomised(config), random_tokens(config, 3, 11)
-    cache = RowCache(config, rows=5, context=16)
-    for store in cache.states_LRGSd.values():
+    cache = RowCache(config, rows=5)
+    for store in cache.pages.states_LSGd.values():
         store.fill_(7.0)  # stale entries must not matter
     states = []
     for positions in (range(6), *((t,) for t in range(6, 10))):

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from noria.inference.cache import RowCache
 from noria.model import ModelConfig, Transformer
 from noria.model.attention import Attention, rotary_angles, rotate
 from noria.model.transformer import document_mask, document_positions
+from tests.model.row_cache import RowCache
 
 CONFIG = ModelConfig(vocab_size=50, width=32, layers=2, heads=4, kv_heads=2, ffn_width=48, context=32)
 
@@ -143,7 +143,7 @@ def test_document_positions_and_mask_against_a_brute_force_twin():
 @torch.no_grad()
 def test_decoding_with_a_cache_equals_the_whole_pass():
     model, tokens = randomised(), random_tokens(3, 10)
-    cache = RowCache(CONFIG, rows=5, context=16)
+    cache = RowCache(CONFIG, rows=5)
     view = cache.view(1, torch.arange(6).expand(3, 6))
     states = [model.hidden(tokens[:, :6], torch.arange(6).expand(3, 6), cache=view, mask=view.mask())]
     for t in range(6, 10):

@@ -1,10 +1,9 @@
 """One engine for rollouts, evaluations, judgements, teacher scores and served replies.
 
-A step is three things: admit waiting requests into free rows (one prefill a distinct prompt), decode one token for
-every running row, retire what has finished. Rows in use are kept dense, so decoding works on a plain slice of the
-cache.
+A step is three things: plan which tokens to compute (`scheduler.py`), run them through the network, sample a token for
+every sequence that is complete and retire what has finished.
 
-B rows in use, T prompt tokens, V vocabulary.
+B rows, T prompt tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,8 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noria.inference.cache import RowCache
+from noria.inference import scheduler
+from noria.inference.batch import batch_of
+from noria.inference.cache import BLOCK, CACHE_BYTES, BlockPool, PagedCache
+from noria.inference.network import network
 from noria.inference.sampler import SamplingParams, request_noise, sample
+from noria.inference.weights import Precision, fingerprint
 from noria.model import Transformer
 
 Finish = Literal["stop", "length", "aborted"]
@@ -118,16 +121,37 @@ class Handle:
 
 
 class Engine:
-    """Continuous batching over one model. `submit` may be called from any thread, `step` from one at a time."""
+    """Continuous batching over one model. `submit` may be called from any thread, `step` from one at a time.
 
-    def __init__(self, model: Transformer, end_id: int, max_rows: int = 256, context: int | None = None) -> None:
-        self.model, self.end_id = model, end_id
+    The engine works with a packed copy of the model's matrices (`weights.py`). A model that is trained in place is
+    noticed: the copy is renewed before the first request after the change. `precision` bfloat16 is what training calls
+    so: products in bf16; residual stream, norms and, here, the head in fp32; the cache in bf16.
+
+    `max_rows` sequences run at once, fewer where `cache_bytes` (at least one whole context) does not hold their tokens:
+    then the latest arrivals are pre-empted and go on later. A step computes up to `step_tokens` tokens of prompts.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        end_id: int,
+        max_rows: int = 256,
+        context: int | None = None,
+        precision: Precision = "float32",
+        cache_bytes: int = CACHE_BYTES,
+        step_tokens: int = 2048,
+    ) -> None:
+        self.model, self.end_id, self.precision = model, end_id, precision
         self.context = min(context or model.config.context, model.config.context)
         self.max_rows, self.policy_version = max_rows, 0
-        self._cache = RowCache(model.config, max_rows, self.context)
-        self._running: list[Handle] = []
-        self._lengths: list[int] = []  # tokens of each running row that are in the cache
-        self._waiting: deque[Handle] = deque()
+        self._network, self._fingerprint = network(model, precision), fingerprint(model)
+        dtype: torch.dtype = getattr(torch, precision)
+        blocks_of_one = -(-self.context // BLOCK)
+        affordable = cache_bytes // (BLOCK * model.config.cache_bytes_per_token(dtype.itemsize))
+        self._pool = BlockPool(max(blocks_of_one, min(max_rows * blocks_of_one, affordable)))
+        self._cache = PagedCache(model.config, self._pool.blocks, dtype)
+        self._scheduler: scheduler.Scheduler[Handle] = scheduler.Scheduler(self._pool, max_rows, step_tokens)
+        self._arrivals: deque[Handle] = deque()
         self._arrived = threading.Condition()
 
     # -- asking --
@@ -144,7 +168,7 @@ class Engine:
             raise ValueError(f"a prompt holds a token id outside 0..{self.model.config.vocab_size - 1}")
         handle = Handle(request, min(request.params.max_tokens, room))
         with self._arrived:
-            self._waiting.append(handle)
+            self._arrivals.append(handle)
             self._arrived.notify()
         return handle
 
@@ -158,135 +182,113 @@ class Engine:
     @property
     def load(self) -> tuple[int, int]:
         """(running, waiting) requests."""
-        return len(self._running), len(self._waiting)
+        waiting = sum(1 + len(sequence.followers) for sequence in list(self._scheduler.waiting))
+        return self._scheduler.rows, waiting + len(self._arrivals)
+
+    @property
+    def preemptions(self) -> int:
+        """How often a running sequence has had to give its place in the cache back."""
+        return self._scheduler.preemptions
 
     def wait_for_work(self, timeout_seconds: float) -> bool:
         """Block until a request waits or runs, at most `timeout_seconds`; True if there is work."""
         with self._arrived:
-            if not self._running and not self._waiting:
+            if not any(self.load):
                 self._arrived.wait(timeout_seconds)
-            return bool(self._running or self._waiting)
+            return any(self.load)
 
     def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
         """Swap the weights in place. Refused while requests run: their cache would mix two policies."""
-        if self._running:
-            raise RuntimeError(f"{len(self._running)} requests are running; wait for them before swapping the weights")
+        if running := self.load[0]:
+            raise RuntimeError(f"{running} requests are running; wait for them before swapping the weights")
         self.model.load_state_dict(dict(state))
+        self.refresh()
         self.policy_version = version
+
+    def refresh(self) -> None:
+        """Pack the weights anew; needed after a change that PyTorch does not count (a write into `p.data`)."""
+        self._network, self._fingerprint = network(self.model, self.precision), fingerprint(self.model)
+        self._pool.forget()
 
     # -- running --
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Advance every running request by one token; False when nothing is left to do.
+        """Compute one step's tokens, of every running request at least one; False when nothing is left to do.
 
         An error fails every request, waiting ones too, and is raised: no one waits for an engine that stopped.
         """
         try:
-            self._admit()
-            self._decode()
+            self._receive()
+            if chunks := self._scheduler.plan():
+                self._run(chunks)
         except BaseException as error:
             with self._arrived:
-                failed = [*self._running, *self._waiting]
-                self._running, self._lengths = [], []
-                self._waiting.clear()
+                failed = [*self._scheduler.clear(), *self._arrivals]
+                self._arrivals.clear()
             for handle in failed:
                 handle.fail(error)
             raise
-        return bool(self._running or self._waiting)
+        return any(self.load)
 
-    def _admit(self) -> None:
-        """Prefill waiting requests into free rows; equal prompts are computed once and copied."""
-        arrivals: list[Handle] = []
+    def _receive(self) -> None:
+        """Take in what was submitted, end what was aborted; idle, look whether the weights have changed."""
+        if not any(self.load):
+            return
+        if not self._scheduler.running and self._fingerprint != fingerprint(self.model):
+            self.refresh()
         with self._arrived:
-            aborted = [handle for handle in self._waiting if handle.aborted]
-            for handle in aborted:
-                self._waiting.remove(handle)
-                handle.finish("aborted", self.policy_version)
-            while self._waiting and len(self._running) + len(arrivals) < self.max_rows:
-                arrivals.append(self._waiting.popleft())
-        if not arrivals:
-            return
-        # Prompts of like length together: a row is padded only to the longest of its prefill chunk.
-        arrivals.sort(key=lambda handle: len(handle.request.prompt_ids))
-        first = len(self._running)
-        self._running += arrivals  # from here on an error in this step fails these too
-        last_state_of_row = torch.cat([self._prefill(chunk, first) for chunk, first in _chunks(arrivals, first)])
-        self._lengths += [len(handle.request.prompt_ids) for handle in arrivals]
-        self._sample(last_state_of_row, first)
-        self._retire(first)
+            while self._arrivals:
+                handle = self._arrivals.popleft()
+                self._scheduler.waiting.append(scheduler.Sequence(handle, list(handle.request.prompt_ids)))
+        for handle in self._scheduler.drop(lambda handle: handle.aborted):
+            handle.finish("aborted", self.policy_version)
 
-    def _prefill(self, handles: list[Handle], first: int) -> Tensor:
-        """Fill rows first.. with the prompts of `handles`; the last prompt token's state of each row (B, D)."""
-        prompts = [tuple(handle.request.prompt_ids) for handle in handles]
-        distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-        longest = max(map(len, distinct))
-        tokens_BT = torch.zeros(len(distinct), longest, dtype=torch.long)
-        for prompt, index in distinct.items():
-            tokens_BT[index, : len(prompt)] = torch.tensor(prompt)
-        positions_BT = torch.arange(longest).expand_as(tokens_BT)
-        view = self._cache.view(first, positions_BT)
-        hidden_BTD = self.model.hidden(tokens_BT, positions_BT, cache=view, mask=view.mask())
-        source_B = torch.tensor([distinct[prompt] for prompt in prompts])
-        if len(distinct) < len(prompts):
-            self._cache.spread(first + source_B, first, longest)
-        last_B = torch.tensor([len(prompt) - 1 for prompt in prompts])
-        return hidden_BTD[source_B, last_B]
+    def _run(self, chunks: Sequence[scheduler.Chunk[Handle]]) -> None:
+        batch = batch_of(chunks)
+        hidden_BD = self._network.hidden(batch, self._cache)
+        complete = [chunk.completes for chunk in chunks]
+        sequences: list[scheduler.Sequence[Handle]] = []
+        sources: list[int] = []
+        for row, chunk in enumerate(chunks):
+            self._scheduler.done(chunk)
+            if not complete[row]:
+                continue
+            for sequence in (chunk.sequence, *self._followers(chunk.sequence)):
+                sequences.append(sequence)
+                sources.append(row)
+        if sequences:
+            self._sample(sequences, hidden_BD[sources])
 
-    def _decode(self) -> None:
-        if not self._running:
-            return
-        tokens_B1 = torch.tensor([[handle.token_ids[-1]] for handle in self._running])
-        positions_B1 = torch.tensor(self._lengths)[:, None]
-        view = self._cache.view(0, positions_B1)
-        hidden_B1D = self.model.hidden(tokens_B1, positions_B1, cache=view, mask=view.mask())
-        self._lengths = [length + 1 for length in self._lengths]
-        self._sample(hidden_B1D[:, 0], 0)
-        self._retire(0)
+    def _followers(self, sequence: scheduler.Sequence[Handle]) -> Iterator[scheduler.Sequence[Handle]]:
+        followers, sequence.followers = sequence.followers, []
+        for place, handle in enumerate(followers):
+            forked = self._scheduler.fork(sequence, handle)
+            if forked is None:  # no block is left; this one and the rest wait
+                for other in followers[place + 1 :]:
+                    self._scheduler.waiting.append(scheduler.Sequence(other, list(sequence.tokens)))
+                return
+            twin, copied = forked
+            if copied is not None:
+                self._cache.copy(*copied)
+            yield twin
 
-    def _sample(self, hidden_BD: Tensor, first: int) -> None:
-        handles = self._running[first:]
+    def _sample(self, sequences: Sequence[scheduler.Sequence[Handle]], hidden_BD: Tensor) -> None:
+        handles = [sequence.owner for sequence in sequences]
         uniform_B = torch.tensor(np.array([handle.noise[len(handle.token_ids)] for handle in handles]))
         params = [handle.request.params for handle in handles]
-        token_B, logprob_B = sample(self.model.logits(hidden_BD), params, uniform_B)
-        for handle, token, logprob in zip(handles, token_B.tolist(), logprob_B.tolist(), strict=True):
-            handle.push(token, logprob)
-
-    def _retire(self, first: int) -> None:
-        """Give finished rows back; the last running row moves into each gap."""
-        for row in range(len(self._running) - 1, first - 1, -1):
-            handle = self._running[row]
-            reason = self._finished(handle)
-            if reason is None:
-                continue
-            handle.finish(reason, self.policy_version)
-            last = len(self._running) - 1
-            if row != last:
-                self._cache.move(last, row, self._lengths[last])
-                self._running[row], self._lengths[row] = self._running[last], self._lengths[last]
-            self._running.pop()
-            self._lengths.pop()
+        token_B, logprob_B = sample(self._network.logits(hidden_BD), params, uniform_B)
+        for sequence, token, logprob in zip(sequences, token_B.tolist(), logprob_B.tolist(), strict=True):
+            sequence.tokens.append(token)
+            sequence.owner.push(token, logprob)
+            if reason := self._finished(sequence.owner):
+                self._scheduler.finish(sequence)
+                sequence.owner.finish(reason, self.policy_version)
 
     def _finished(self, handle: Handle) -> Finish | None:
         if handle.token_ids[-1] == self.end_id or handle.token_ids[-1] in handle.request.params.stop_ids:
             return "stop"
-        if len(handle.token_ids) >= handle.budget:
-            return "length"
-        return "aborted" if handle.aborted else None
-
-
-PREFILL_TOKENS = 8192  # bounds the activations of one prefill pass; at width 128 about 50 MB
-
-
-def _chunks(handles: list[Handle], first: int) -> Iterator[tuple[list[Handle], int]]:
-    """Arrivals (sorted by prompt length) in prefill passes of at most PREFILL_TOKENS, with each pass's first row."""
-    chunk: list[Handle] = []
-    for handle in handles:
-        if chunk and (len(chunk) + 1) * len(handle.request.prompt_ids) > PREFILL_TOKENS:
-            yield chunk, first
-            first, chunk = first + len(chunk), []
-        chunk.append(handle)
-    yield chunk, first
+        return "length" if len(handle.token_ids) >= handle.budget else None
 
 
 @torch.inference_mode()

@@ -84,12 +84,12 @@ def by_expert(x_MI: Tensor, weight_EOI: Tensor, load_E: Tensor) -> Tensor:
     multiple of 8 (it wants strides of 16 bytes). Otherwise, fp32 above all, a product an expert.
     """
     device = x_MI.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_MI.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_EOI.dtype
     if dtype == torch.bfloat16 and x_MI.shape[1] % 8 == 0 and weight_EOI.shape[1] % 8 == 0:
         ends_E = load_E.cumsum(0).to(torch.int32)
         return torch._grouped_mm(x_MI.to(dtype), weight_EOI.to(dtype).mT, offs=ends_E)
     parts = x_MI.split(load_E.tolist())
-    return torch.cat([F.linear(part, weight) for part, weight in zip(parts, weight_EOI, strict=True)])
+    return torch.cat([F.linear(part.to(dtype), weight) for part, weight in zip(parts, weight_EOI, strict=True)])
 
 
 class CountVisits(torch.autograd.Function):
