@@ -36,6 +36,8 @@ from noria.types import Message, digest, seed_of
 DEFAULT_ROWS = 32  # choices decoded together; the cache is allocated for them at start
 DRAIN_SECONDS = 30.0  # running replies get this long to end when the server is stopped
 BACKLOG = 1024  # connections that wait to be accepted
+# Longer than clients keep an idle connection (httpx: 5 s): a server that closes first meets a request on its way.
+IDLE_SECONDS = 75
 
 
 class AddressInUse(Exception):
@@ -150,6 +152,7 @@ def _serving(
             log_level="warning",
             access_log=False,
             lifespan="on",
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=math.ceil(options.drain_seconds) + 5,
         )
         yield DrainingServer(config, chat, options.drain_seconds), listener
