@@ -28,8 +28,8 @@ from tests.tiny_model import write_tiny_model
 SERVER = """
 import sys
 from pathlib import Path
-from noria.deployment.gateway import serve
-serve(Path(sys.argv[1]), port=0, traffic_db=Path(sys.argv[2]), on_ready=lambda url: print(url, flush=True))
+from noria.deployment.gateway import GatewayOptions, serve
+serve(Path(sys.argv[1]), GatewayOptions(Path(sys.argv[2]), port=0), on_ready=lambda url: print(url, flush=True))
 """
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from noria.deployment.api_keys import parse_keys
 from noria.deployment.gateway import GatewayOptions, background
 from noria.deployment.traffic import read_replies
 from noria.studio.chat import FOLDER
@@ -50,6 +51,23 @@ def test_a_message_is_answered_logged_rated_and_made_again(served: tuple[str, Pa
     rows = read_replies(log)
     assert len(rows) == 2 and rows[0].signals == ("regenerated", "thumbs_up")
     assert rows[0].messages and rows[0].messages[0].content.startswith("hello <img")
+
+
+@pytest.mark.slow
+def test_a_server_with_keys_is_used_with_one(tmp_path: Path) -> None:
+    key = "jane-key-0123456789"
+    keys = parse_keys([f"jane {key}"], "keys")
+    options = GatewayOptions(tmp_path / "t.sqlite", port=0, page=FOLDER, keys=keys)
+    with background(write_tiny_model(tmp_path / "model"), options) as url, open_page() as (page, errors):
+        answers = ["wrong-key-0123456789", key]
+        page.on("dialog", lambda dialog: dialog.accept(answers.pop(0)))
+        page.goto(url)
+        page.wait_for_selector("#model:text-is('noria')")
+        page.fill("#input", "hello")
+        page.press("#input", "Enter")
+        page.wait_for_selector(".assistant .tools button")
+        assert answers == [] and all("401" in error for error in errors)
+    assert len(read_replies(tmp_path / "t.sqlite")) == 1
 
 
 @pytest.mark.slow

@@ -67,7 +67,10 @@ def chat(
     return OK
 
 
-@app.command(epilog="Example: noria serve release/prod --port 8000")
+@app.command(
+    epilog="Examples: noria serve release/prod --port 8000    "
+    "noria serve models/smol --api-keys keys.txt --host 0.0.0.0 --allow-host llm.example"
+)
 def serve(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a key or an alias.")] = "release/prod",
     host: Annotated[str, typer.Option(help="Address to listen at; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
@@ -75,6 +78,17 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option("--allow-host", help="A further name the server answers to; may be repeated.")
     ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name for clients; MODEL if not given.")] = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Who may ask: a line NAME KEY each; or set NORIA_API_KEYS to such lines."
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Choices decoded together.")] = 32,
+    max_live: Annotated[int, typer.Option(min=1, help="Choices running and queued; beyond it a 429.")] = 256,
+    max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request's body.")] = 1 << 20,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="For running replies to end when stopped.")] = 30.0,
     traffic: Annotated[Path | None, typer.Option(help="The traffic log; <store>/traffic.sqlite if not given.")] = None,
     store: StoreOption = None,
 ) -> int:
@@ -86,13 +100,36 @@ def serve(
     log = traffic or opened.root / "traffic.sqlite"
     log.parent.mkdir(parents=True, exist_ok=True)
     from noria import studio
+    from noria.deployment.api_keys import KeyFileError, given_keys
+    from noria.deployment.gateway import GatewayOptions, promised_retention
     from noria.deployment.gateway import serve as start
+    from noria.deployment.origin_guard import LOOPBACK
+    from noria.inference.openai_api import ServerLimits
+
+    try:
+        keys = given_keys(api_keys)
+    except KeyFileError as error:
+        raise typer.BadParameter(str(error)) from error
 
     def ready(address: str) -> None:
         typer.echo(f"{model} at {address} (chat page) and {address}/v1 (OpenAI API); traffic in {log}; Ctrl-C stops")
+        if not keys and host not in LOOPBACK:
+            typer.echo("no API keys are set: whoever reaches this address can use the model", err=True)
 
-    page = Path(studio.__file__).parent / "chat"
-    start(folder, host, port, log, model, page, tuple(allow_host or ()), on_ready=ready)
+    options = GatewayOptions(
+        traffic_db=log,
+        name=name or model,
+        host=host,
+        port=port,
+        page=Path(studio.__file__).parent / "chat",
+        hosts=tuple(allow_host or ()),
+        rows=rows,
+        limits=ServerLimits(max_live, max_body),
+        retention=promised_retention(folder),
+        keys=keys,
+        drain_seconds=drain_seconds,
+    )
+    start(folder, options, on_ready=ready)
     return OK
 
 

@@ -13,11 +13,17 @@ from noria.types import Message
 
 class ChatTokenizer(Protocol):
     end: int
+    ends: tuple[int, ...]  # all ids that end a turn, `end` among them
     pad: int
+
+    @property
+    def token_bytes(self) -> list[bytes]: ...
 
     def render(self, messages: Sequence[Message], generation: bool = True) -> list[int]: ...
 
     def encode(self, text: str) -> list[int]: ...
+
+    def encode_prompt(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Iterable[int]) -> str: ...
 

@@ -6,15 +6,18 @@ Text never becomes a special token here either: a message that spells one is enc
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from noria.data.token_bytes import token_bytes
 from noria.types import Message, digest
 
 # Around the number of a message whose text is put in later; private-use characters, which no template writes.
@@ -34,7 +37,7 @@ class ImportedTokenizer:
         self._text = tokenizers.Tokenizer.from_str(tokenizer_json)
         self._text.encode_special_tokens = True  # what spells a special token is text
         self._marked = tokenizers.Tokenizer.from_str(tokenizer_json)
-        self._template, self._names = template, names
+        self.template, self._names = template, names
         self.ends, self.end, self.pad = tuple(ends), ends[0], pad
         self.bos: int | None = self._text.token_to_id(names.get("bos_token", "")) if names.get("bos_token") else None
         self._specials = [token.content for token in self._text.get_added_tokens_decoder().values() if token.special]
@@ -68,7 +71,7 @@ class ImportedTokenizer:
 
     @cached_property
     def digest(self) -> str:
-        return digest(self._text.to_str(), self._template)
+        return digest(self._text.to_str(), self.template)
 
     @property
     def vocab_size(self) -> int:
@@ -83,6 +86,24 @@ class ImportedTokenizer:
 
     encode_reply = encode
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to be continued, with what the tokenizer puts before each text (a bos token, or nothing)."""
+        return self._text.encode(text, add_special_tokens=True).ids
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of trusted text, in which what spells a special token is one."""
+        return self._marked.encode(text, add_special_tokens=False).ids
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the template shows tools to the model."""
+        return re.search(r"{%.*\btools\b.*%}", self.template) is not None
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each id stands for, as bytes; a token may hold a part of a character."""
+        return token_bytes(self._text)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Pad, bos and the ends of a turn are dropped; other specials are spelled out."""
         silent = {self.pad, self.bos, *self.ends}
@@ -93,26 +114,57 @@ class ImportedTokenizer:
 
         Equal to what `transformers` gives, unless a message spells a special token: then its text is encoded by itself.
         """
-        plain = [{"role": message.role, "content": message.content} for message in messages]
-        if not any(special in message["content"] for message in plain for special in self._specials):
-            return self._marked.encode(self._written(plain, generation), add_special_tokens=False).ids
-        held = [{**message, "content": f"{OPEN}{index}{CLOSE}"} for index, message in enumerate(plain)]
+        return self.render_dicts(
+            [{"role": message.role, "content": message.content} for message in messages], (), generation
+        )
+
+    def render_dicts(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), generation: bool = True
+    ) -> list[int]:
+        """`render` for messages with tool calls, and tools, as templates take them.
+
+        Raises ChatTemplateError too where a tool or a call spells a special token: only contents are encoded apart.
+        """
+        beside = json.dumps([tools, [message.get("tool_calls") for message in messages]], ensure_ascii=False)
+        if spelt := [special for special in (*self._specials, OPEN) if special in beside]:
+            raise ChatTemplateError(f"a tool or a tool call spells the special token {spelt[0]}")
+        if not any(special in message["content"] for message in messages for special in self._specials):
+            return self.encode_marked(self._written(messages, tools, generation))
+        held = [{**message, "content": f"{OPEN}{index}{CLOSE}"} for index, message in enumerate(messages)]
         ids: list[int] = []
-        for place, part in enumerate(self._written(held, generation).split(OPEN)):
+        for place, part in enumerate(self._written(held, tools, generation).split(OPEN)):
             number, _, around = part.partition(CLOSE) if place else ("", "", part)
-            ids += self.encode(plain[int(number)]["content"]) if number else []
-            ids += self._marked.encode(around, add_special_tokens=False).ids
+            ids += self.encode(messages[int(number)]["content"]) if number else []
+            ids += self.encode_marked(around)
         return ids
 
-    def _written(self, messages: list[dict[str, str]], generation: bool) -> str:
+    @cached_property
+    def _compiled(self) -> Template:
         # The settings that `transformers` gives templates: they are written for them.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+        return environment.from_string(self.template)
+
+    def _written(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], generation: bool) -> str:
         try:
-            template = environment.from_string(self._template)
-            return template.render(messages=messages, add_generation_prompt=generation, **self._names)
-        except TemplateError as error:
+            return self._compiled.render(
+                messages=list(messages), tools=list(tools) or None, add_generation_prompt=generation, **self._names
+            )
+        except (TemplateError, TypeError, ValueError) as error:
             raise ChatTemplateError(f"the model's chat template refuses these messages: {error}") from error
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """Plain JSON, where jinja's own filter would escape what is special in HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _now(form: str) -> str:
+    """Today's date, for templates that tell the model."""
+    return datetime.now().strftime(form)
 
 
 def _refuse(reason: str) -> None:

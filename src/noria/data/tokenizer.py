@@ -15,6 +15,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from noria.data.token_bytes import token_bytes
 from noria.types import THINK_CLOSE, THINK_OPEN, Message, digest
 
 CALL = "<|call|>"
@@ -45,6 +46,7 @@ class Tokenizer:
     """A trained vocabulary with the project's chat format. Immutable; safe to share between threads."""
 
     pad, bos, end, system, user, assistant, tool, call, think_open, think_close = range(len(SPECIALS))
+    ends: tuple[int, ...] = (end,)
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         found = tuple(inner.id_to_token(index) for index in range(len(SPECIALS)))
@@ -92,6 +94,15 @@ class Tokenizer:
         """`encode` of each text, on all cores that the library may use."""
         encodings = self._inner.encode_batch_fast([_clean(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to be continued, as documents begin in training."""
+        return [self.bos, *self.encode(text)]
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """What each id stands for, as bytes; a token may hold a part of a character."""
+        return token_bytes(self._inner)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Pad, bos and end are dropped; other specials are spelled out; broken UTF-8 becomes U+FFFD."""

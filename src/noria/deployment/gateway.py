@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from noria.data.chat_tokenizer import ChatTokenizer, load_chat_tokenizer
+from noria.deployment.api_keys import KeyGuard
 from noria.deployment.origin_guard import LOOPBACK, OriginGuard
 from noria.deployment.traffic import CONSENT_TIERS, SIGNALS, Redactor, Retention, TrafficLog
 from noria.inference import Engine, affordable_rows
@@ -32,6 +34,10 @@ from noria.model import load_model
 from noria.types import Message, digest, seed_of
 
 DEFAULT_ROWS = 32  # choices decoded together; the cache is allocated for them at start
+DRAIN_SECONDS = 30.0  # running replies get this long to end when the server is stopped
+BACKLOG = 1024  # connections that wait to be accepted
+# Longer than clients keep an idle connection (httpx: 5 s): a server that closes first meets a request on its way.
+IDLE_SECONDS = 75
 
 
 class AddressInUse(Exception):
@@ -40,7 +46,8 @@ class AddressInUse(Exception):
 
 @dataclass(frozen=True)
 class GatewayOptions:
-    """How to serve. `hosts` are names the server answers to besides loopback ones; `page` is the chat page's folder."""
+    """How to serve. `hosts` are names the server answers to besides loopback ones; `page` is the chat page's folder;
+    `keys` are user names by key digest (empty: no key is needed)."""
 
     traffic_db: Path
     name: str = "noria"
@@ -52,6 +59,8 @@ class GatewayOptions:
     rows: int = DEFAULT_ROWS
     limits: ServerLimits = field(default_factory=ServerLimits)
     retention: Retention = field(default_factory=Retention)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    drain_seconds: float = DRAIN_SECONDS
 
 
 def default_redactor() -> Redactor:
@@ -62,15 +71,18 @@ def default_redactor() -> Redactor:
 
 
 def policy_digest(model_folder: Path) -> str:
-    """The identity of what answers: weights, shape and tokenizer."""
+    """The identity of what answers: weights, shape and tokenizer; for an imported model its chat template too."""
+    own = ("config.json", "model.safetensors", "tokenizer.json")
+    imported = ("tokenizer_config.json", "chat_template.jinja")
     return digest(
-        *((model_folder / name).read_bytes() for name in ("config.json", "model.safetensors", "tokenizer.json"))
+        *((model_folder / name).read_bytes() for name in own),
+        *(path.read_bytes() for name in imported if (path := model_folder / name).is_file()),
     )
 
 
-def build_app(engine: Engine, tokenizer: ChatTokenizer, log: TrafficLog, options: GatewayOptions) -> Starlette:
-    """The application, ready for any ASGI server."""
-    server = ChatServer(
+def build_server(engine: Engine, tokenizer: ChatTokenizer, log: TrafficLog, options: GatewayOptions) -> ChatServer:
+    """The API over an engine, with what it answers recorded in `log`."""
+    return ChatServer(
         engine,
         tokenizer,
         options.name,
@@ -81,8 +93,27 @@ def build_app(engine: Engine, tokenizer: ChatTokenizer, log: TrafficLog, options
         signals=SIGNALS,
         limits=options.limits,
     )
+
+
+def build_app(server: ChatServer, options: GatewayOptions) -> Starlette:
+    """The application, ready for any ASGI server."""
     hosts = (*LOOPBACK, options.host, *options.hosts)
-    return server.app(_page_routes(options), [Middleware(OriginGuard, hosts=hosts)])
+    guards = [Middleware(OriginGuard, hosts=hosts)]
+    if options.keys:
+        guards.append(Middleware(KeyGuard, users=options.keys))
+    return server.app(_page_routes(options), guards)
+
+
+class DrainingServer(uvicorn.Server):
+    """Lets running replies end when it is told to stop; what still runs after `drain_seconds` is told so."""
+
+    def __init__(self, config: uvicorn.Config, chat: ChatServer, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._chat, self._drain_seconds = chat, drain_seconds
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._chat.drain(self._drain_seconds)
+        await super().shutdown(sockets)
 
 
 def _page_routes(options: GatewayOptions) -> list[BaseRoute]:
@@ -115,9 +146,16 @@ def _serving(
         )
         stack.callback(log.close)
         rows = min(options.rows, affordable_rows(model.config, model.config.context))
-        app = build_app(Engine(model, tokenizer.end, rows), tokenizer, log, options)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5)
-        yield uvicorn.Server(config), listener
+        chat = build_server(Engine(model, tokenizer.end, rows), tokenizer, log, options)
+        config = uvicorn.Config(
+            build_app(chat, options),
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            timeout_keep_alive=IDLE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(options.drain_seconds) + 5,
+        )
+        yield DrainingServer(config, chat, options.drain_seconds), listener
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -131,7 +169,7 @@ def _listen(host: str, port: int) -> socket.socket:
         port_is_wrong = error.errno in (errno.EADDRINUSE, errno.EACCES)
         advice = "choose another --port" if port_is_wrong else "give --host an address of this machine"
         raise AddressInUse(f"cannot listen at {host}:{port}: {error.strerror or error}; {advice}") from error
-    listener.listen(128)
+    listener.listen(BACKLOG)
     return listener
 
 
@@ -141,21 +179,15 @@ def address(host: str, port: int) -> str:
 
 def serve(
     model_folder: Path,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    traffic_db: Path = Path("traffic.sqlite"),
-    name: str = "noria",
-    page: Path | None = None,
-    hosts: tuple[str, ...] = (),
+    options: GatewayOptions,
     redact: Redactor | None = None,
     on_ready: Callable[[str], None] = print,
 ) -> None:
-    """Serves until Ctrl-C. `on_ready` gets the address. A release says how long its traffic is kept (release.json).
+    """Serves until Ctrl-C or SIGTERM, then lets running replies end. `on_ready` gets the address.
 
     Raises AddressInUse, ModelFolderError, TrafficError."""
-    options = GatewayOptions(traffic_db, name, host, port, page, hosts, retention=promised_retention(model_folder))
     with _serving(model_folder, options, redact) as (server, listener):
-        on_ready(address(host, listener.getsockname()[1]))
+        on_ready(address(options.host, listener.getsockname()[1]))
         server.run(sockets=[listener])
 
 
@@ -178,7 +210,7 @@ def background(model_folder: Path, options: GatewayOptions, redact: Redactor | N
             yield address(options.host, listener.getsockname()[1])
         finally:
             server.should_exit = True
-            thread.join(15)
+            thread.join(options.drain_seconds + 15)
 
 
 def chat_terminal(
@@ -210,7 +242,8 @@ def chat_terminal(
             write(f"The conversation has {len(prompt_ids)} tokens, the context {engine.context}: /new starts over.")
             messages.pop()
             continue
-        params = SamplingParams(max_tokens=engine.context - len(prompt_ids), seed=seed_of(seed, len(messages)))
+        room, turn_seed = engine.context - len(prompt_ids), seed_of(seed, len(messages))
+        params = SamplingParams(max_tokens=room, seed=turn_seed, stop_ids=tokenizer.ends)
         reply = tokenizer.decode(engine.generate([Request(prompt_ids, params)])[0].token_ids)
         messages.append(Message("assistant", reply))
         write(printable(reply))

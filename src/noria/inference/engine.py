@@ -95,6 +95,19 @@ class Handle:
         assert isinstance(self._outcome, Completion)
         return self._outcome
 
+    def poll(self) -> Completion | None:
+        """The completion, or None while the request runs; raises what failed it. Never waits; not beside `stream`."""
+        while self._outcome is None:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                return None
+            if not isinstance(event, int):
+                self._outcome = event
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        return self._outcome
+
     def push(self, token: int, logprob: float) -> None:
         self.token_ids.append(token)
         self.logprobs.append(logprob)

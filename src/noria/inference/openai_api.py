@@ -1,42 +1,47 @@
-"""An OpenAI-compatible server as a Starlette app: chat completions (streamed or not), models, health, feedback.
+"""An OpenAI-compatible server as a Starlette app: chat completions, completions, models, feedback, health, metrics.
 
-The app knows nothing of logs or consent: `record` is called with each answered request before its last bytes are sent,
-`signal` with each piece of feedback. Both run in a thread and may block.
+The app knows nothing of logs, consent or keys: `record` is called with each answered request before its last bytes are
+sent, `signal` with each piece of feedback (both run in a thread and may block), and who asks is read from the request's
+`state.user`, where a middleware may have put it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
+import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from noria.data.chat_tokenizer import ChatTokenizer
 from noria.inference import openai_schema as schema
 from noria.inference.engine import Engine
-from noria.inference.openai_schema import ApiError, ChatRequest, TokenLogprob
-from noria.inference.serving import EngineDriver, LiveRequest, ServedChoice, ServedRequest
+from noria.inference.json_body import read_json
+from noria.inference.metrics import CONTENT_TYPE, ServerMetrics
+from noria.inference.openai_plans import Plan, plan_chat, plan_completion
+from noria.inference.openai_replies import Reply, as_api_error
+from noria.inference.openai_schema import ApiError
+from noria.inference.serving import EngineDriver, LiveRequest, ServedChoice, ServedRequest, ServerStopping
 
 LOG = logging.getLogger("noria.serving")
-FINISH = {"stop": "stop", "length": "length", "aborted": "stop"}
+LONGEST_RETRY_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class ServerLimits:
     """What one server takes on. `live_choices` counts replies being sampled or queued; beyond it clients get a 429."""
 
-    live_choices: int = 64
+    live_choices: int = 256
     body_bytes: int = 1 << 20
 
 
@@ -57,25 +62,51 @@ class ChatServer:
 
     def __post_init__(self) -> None:
         self.driver = EngineDriver(self.engine, self.limits.live_choices)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.stopping = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.metrics = ServerMetrics(
+            {
+                "noria_choices_running": ("Choices being decoded.", lambda: self.engine.load[0]),
+                "noria_choices_waiting": ("Choices that wait for a row of the engine.", lambda: self.engine.load[1]),
+                "noria_choices_live": ("Choices taken on and not yet answered.", lambda: self.driver.live),
+                "noria_choices_limit": ("Choices beyond which requests get a 429.", lambda: self.driver.capacity),
+                "noria_cache_used_ratio": ("Share of the cache's rows in use.", self._cache_used),
+                "noria_engine_failures_total": ("Engine steps that failed.", lambda: self.driver.failures),
+                "noria_healthy": ("1 while /health says ok.", lambda: float(self._trouble() is None)),
+            }
+        )
 
     def app(self, routes: Sequence[BaseRoute] = (), middleware: Sequence[Any] = ()) -> Starlette:
         """The application; `routes` come after the API's own."""
         own = [
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/feedback", self.feedback, methods=["POST"]),
             Route("/health", self.health),
+            Route("/ready", self.ready),
+            Route("/metrics", self.show_metrics),
         ]
-        handlers: dict[Any, Any] = {ApiError: _api_error, HTTPException: _http_error, Exception: _server_error}
+        handlers: dict[Any, Any] = {
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            ClientDisconnect: _client_left,
+            Exception: _server_error,
+        }
         return Starlette(
             routes=[*own, *routes], middleware=list(middleware), exception_handlers=handlers, lifespan=self._lifespan
         )
 
+    def drain(self, seconds: float) -> None:
+        """Takes no more requests, and cuts off after `seconds` those that still run. Event loop only."""
+        self.stopping = True
+        asyncio.get_running_loop().call_later(seconds, self.driver.fail_all, ServerStopping())
+
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         yield
+        self.stopping = True
         await asyncio.to_thread(self.driver.close)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5)
@@ -83,226 +114,153 @@ class ChatServer:
     # -- routes --
 
     async def chat(self, request: Request) -> Response:
-        ask = schema.parse_chat_request(await self._json(request))
-        self._check_model(ask.model)
-        consent = ask.metadata.get("consent", self.consents[0])
-        if consent not in self.consents:
-            raise ApiError(
-                400,
-                f"consent {consent!r} is unknown; allowed: {', '.join(self.consents)}.",
-                "metadata.consent",
-                "invalid_value",
-            )
-        prompt_ids = self.tokenizer.render(ask.messages)
-        context = self.engine.context
-        if len(prompt_ids) >= context:
-            raise ApiError(
-                400,
-                f"This model's maximum context length is {context} tokens, and the reply needs at least 1 of them. "
-                f"However, your messages resulted in {len(prompt_ids)} tokens. Please shorten the messages.",
-                "messages",
-                "context_length_exceeded",
-            )
-        if not self.driver.reserve(ask.n):
-            raise ApiError(
-                429,
-                f"The server is full: {self.driver.live} of {self.driver.capacity} replies are being made. Try again.",
-                None,
-                "rate_limit_exceeded",
-            )
-        seed = secrets.randbits(63) if ask.seed is None else ask.seed
-        live = LiveRequest(self.driver, self.tokenizer, ask, prompt_ids, seed)
-        reply = _Reply(self, request, live, consent)
-        return await (reply.streamed() if ask.stream else reply.whole())
+        return await self._answer(request, "chat", plan_chat)
+
+    async def completions(self, request: Request) -> Response:
+        return await self._answer(request, "completions", plan_completion)
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse(schema.model_list(self.name, self.created))
+        return JSONResponse(schema.model_list(self.name, self.created, self.engine.context))
 
     async def model(self, request: Request) -> Response:
-        self._check_model(request.path_params["name"])
-        return JSONResponse(schema.model_entry(self.name, self.created))
+        self.check_model(request.path_params["name"])
+        return JSONResponse(schema.model_entry(self.name, self.created, self.engine.context))
 
     async def health(self, request: Request) -> Response:
+        """200 while the engine works: what a supervisor restarts by."""
         running, waiting = self.engine.load
-        failure = self.driver.failure
-        body = {"status": "failing" if failure else "ok", "model": self.name, "running": running, "waiting": waiting}
-        return JSONResponse({**body, **({"error": repr(failure)} if failure else {})}, 503 if failure else 200)
+        trouble = self._trouble()
+        body = {"status": "failing" if trouble else "ok", "model": self.name, "running": running, "waiting": waiting}
+        return JSONResponse({**body, **({"error": trouble} if trouble else {})}, 503 if trouble else 200)
+
+    async def ready(self, request: Request) -> Response:
+        """200 while a new request would be taken on: what a load balancer routes by."""
+        full = self.driver.live >= self.driver.capacity
+        reason = self._trouble() or ("stopping" if self.stopping else "full" if full else "")
+        return JSONResponse({"ready": not reason, **({"reason": reason} if reason else {})}, 503 if reason else 200)
+
+    async def show_metrics(self, request: Request) -> Response:
+        return PlainTextResponse(self.metrics.text(), media_type=CONTENT_TYPE)
 
     async def feedback(self, request: Request) -> Response:
-        body = await self._json(request)
+        body = await read_json(request, self.limits.body_bytes)
         if not isinstance(body, dict) or set(body) - {"id", "signal", "choice"}:
             raise ApiError(400, "feedback takes an object with id, signal and choice.")
         request_id, name, choice = body.get("id"), body.get("signal"), body.get("choice", 0)
         if not isinstance(request_id, str):
-            raise ApiError(400, "'id' must be the id of a chat completion.", "id", "invalid_type")
+            raise schema.invalid("'id' must be the id of a chat completion.", "id", "invalid_type")
         if not isinstance(name, str) or name not in self.signals:
-            raise ApiError(400, f"'signal' is {name!r}; allowed: {', '.join(self.signals)}.", "signal", "invalid_value")
+            raise schema.invalid(f"'signal' is {schema.shown(name)}; allowed: {', '.join(self.signals)}.", "signal")
         if isinstance(choice, bool) or not isinstance(choice, int) or not 0 <= choice < schema.MAX_CHOICES:
-            raise ApiError(
-                400, f"'choice' must be an integer from 0 to {schema.MAX_CHOICES - 1}.", "choice", "invalid_type"
-            )
+            message = f"'choice' must be an integer from 0 to {schema.MAX_CHOICES - 1}."
+            raise schema.invalid(message, "choice", "invalid_type")
         if not await asyncio.to_thread(self.signal, request_id, name, choice):
-            raise ApiError(404, f"No reply {request_id!r} (choice {choice}) is known.", "id", "not_found")
+            raise ApiError(404, f"No reply {request_id[:80]!r} (choice {choice}) is known.", "id", "not_found")
         return JSONResponse({"ok": True})
 
     # -- parts --
 
-    def _check_model(self, name: str) -> None:
+    def check_model(self, name: str) -> None:
         if name != self.name:
-            message = f"The model {name!r} does not exist; this server has {self.name!r}."
+            message = f"The model {schema.shown(name)} does not exist; this server has {self.name!r}."
             raise ApiError(404, message, "model", "model_not_found")
 
-    async def _json(self, request: Request) -> Any:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise ApiError(
-                400, f"Content-Type must be application/json, not {kind or 'empty'}.", None, "invalid_content_type"
-            )
-        raw = bytearray()
-        async for part in request.stream():
-            raw += part
-            if len(raw) > self.limits.body_bytes:
-                raise ApiError(413, f"The body exceeds {self.limits.body_bytes} bytes.", None, "request_too_large")
+    async def _answer(
+        self, request: Request, endpoint: str, plan: Callable[[ChatServer, Any], Awaitable[Plan]]
+    ) -> Response:
+        arrived = time.monotonic()
         try:
-            body = json.loads(raw)
-            # A lone surrogate (legal in JSON, text in no encoding) can neither be stored nor sent back: it becomes "?".
-            clean = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") if b"\\u" in raw else b""
-            return json.loads(clean) if clean else body
-        except (ValueError, RecursionError) as error:
-            raise ApiError(400, f"The body is not valid JSON: {error}", None, "invalid_json") from error
+            reply, stream = await self._begin(request, endpoint, plan, arrived)
+        except ApiError as error:
+            outcome = {429: "full"}.get(error.status, "failed" if error.status >= 500 else "refused")
+            self.metrics.requests.add(1, endpoint, outcome)
+            raise
+        except ClientDisconnect:
+            self.metrics.requests.add(1, endpoint, "disconnected")
+            raise
+        return reply.streamed() if stream else await reply.whole(request)
 
-    def keep(self, task: asyncio.Task[None]) -> None:
-        """The event loop holds tasks weakly; a reply whose client has left must still be logged."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-class _Reply:
-    """Answers one request: samples it in a task of its own, which also logs it, whatever becomes of the client."""
-
-    def __init__(self, server: ChatServer, request: Request, live: LiveRequest, consent: str) -> None:
-        self.server, self.request, self.live, self.consent = server, request, live, consent
-        self.id = f"chatcmpl-{secrets.token_hex(16)}"
-        self.created = int(time.time())
-        self.head = {
-            "id": self.id,
-            "created": self.created,
-            "model": server.name,
-            "system_fingerprint": server.fingerprint,
+    async def _begin(
+        self,
+        request: Request,
+        endpoint: str,
+        plan: Callable[[ChatServer, Any], Awaitable[Plan]],
+        arrived: float,
+    ) -> tuple[Reply, bool]:
+        if self.stopping:
+            raise as_api_error(ServerStopping())
+        if self.driver.dead:
+            raise ApiError(503, "The engine has stopped; restart the server.", None, "engine_dead")
+        body = await read_json(request, self.limits.body_bytes)
+        if self.driver.live >= self.driver.capacity:  # before the work of reading the prompt
+            raise self._full()
+        made = await plan(self, body)
+        count = len(made.wanted)
+        if count > self.driver.capacity:
+            message = f"{count} choices can never fit: this server makes {self.driver.capacity} at a time."
+            raise schema.invalid(message, "n")
+        if not self.driver.reserve(count):
+            raise self._full()
+        reply_id = f"{made.prefix}{secrets.token_hex(16)}"
+        sampling = made.sampling
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        live = LiveRequest(self.driver, self.tokenizer, made.wanted, sampling, seed, started=arrived)
+        head = {
+            "id": reply_id,
+            "created": int(time.time()),
+            "model": self.name,
+            "system_fingerprint": self.fingerprint,
         }
-        self.tokens: list[list[TokenLogprob]] = [[] for _ in range(live.ask.n)]
+        known = getattr(request.state, "user", "")
+        user = "/".join(part for part in (known, made.user) if part)
 
-    @property
-    def ask(self) -> ChatRequest:
-        return self.live.ask
+        async def done(choices: tuple[ServedChoice, ...]) -> None:
+            served = ServedRequest(
+                request_id=reply_id,
+                user=user,
+                consent=made.consent,
+                messages=made.messages,
+                sampling={**sampling.to_json(), "seed": seed},
+                prompt_tokens=made.prompt_tokens,
+                choices=choices,
+                total_seconds=time.monotonic() - live.started,
+                first_token_seconds=live.first_token_seconds,
+            )
+            await asyncio.to_thread(self.record, served)
 
-    async def whole(self) -> Response:
-        """The reply as one JSON body, sent after it was logged."""
-        done: asyncio.Future[tuple[ServedChoice, ...]] = asyncio.get_running_loop().create_future()
-
-        async def make() -> None:
-            try:
-                choices = await self._sample(lambda index, text, tokens: self.tokens[index].extend(tokens))
-            except Exception as error:  # noqa: BLE001 - handed to the waiting request, which answers with it
-                if not done.cancelled():
-                    done.set_exception(error)
-            else:
-                if not done.cancelled():
-                    done.set_result(choices)
-
-        self.server.keep(asyncio.create_task(make()))
-        choices = await done
-        body = [
-            schema.choice(index, choice.text, FINISH[choice.finish], self.tokens[index] if self.ask.logprobs else None)
-            for index, choice in enumerate(choices)
-        ]
-        fingerprint = self.server.fingerprint
-        return JSONResponse(
-            schema.completion(self.id, self.created, self.server.name, fingerprint, body, self._usage(choices))
+        shape = made.shape(head)
+        reply = Reply(
+            *(reply_id, endpoint, live, shape, self.metrics, made.prompt_tokens, done, self._tasks, made.include_usage)
         )
+        return reply, made.stream
 
-    async def streamed(self) -> Response:
-        """Server-sent events. The chunks that say how each choice ended are sent after the reply was logged."""
-        lines: asyncio.Queue[str | None] = asyncio.Queue()
+    def _full(self) -> ApiError:
+        """A refusal that says when to ask again: after the mean time of a request so far."""
+        seen = self.metrics.request_seconds
+        seconds = min(LONGEST_RETRY_SECONDS, max(1, math.ceil(seen.total / seen.count if seen.count else 1)))
+        message = f"The server is full: {self.driver.live} of {self.driver.capacity} replies are being made. "
+        return ApiError(429, f"{message}Try again in {seconds} s.", None, "rate_limit_exceeded", seconds)
 
-        def send(**parts: Any) -> None:
-            lines.put_nowait(_event(schema.chunk(self.head, **parts)))
+    def _cache_used(self) -> float:
+        return self.engine.load[0] / self.engine.max_rows
 
-        def emit(index: int, text: str, tokens: list[TokenLogprob]) -> None:
-            send(index=index, delta={"content": text}, tokens=list(tokens) if self.ask.logprobs else None)
-
-        async def make() -> None:
-            try:
-                for index in range(self.ask.n):
-                    send(index=index, delta={"role": "assistant", "content": ""})
-                choices = await self._sample(emit)
-                for index, choice in enumerate(choices):
-                    send(index=index, finish=FINISH[choice.finish])
-                if self.ask.include_usage:
-                    send(index=None, used=self._usage(choices))
-                lines.put_nowait("data: [DONE]\n\n")
-            except Exception as error:
-                LOG.exception("reply %s failed", self.id)
-                lines.put_nowait(_event(_failure(error).body()))
-            finally:
-                lines.put_nowait(None)
-
-        self.server.keep(asyncio.create_task(make()))
-
-        async def body() -> AsyncIterator[str]:
-            try:
-                while (line := await lines.get()) is not None:
-                    yield line
-            finally:
-                self.live.abort()
-
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(body(), media_type="text/event-stream", headers=headers)
-
-    async def _sample(self, emit: Callable[[int, str, list[TokenLogprob]], None]) -> tuple[ServedChoice, ...]:
-        try:
-            choices = await self.live.run(emit, self.request.is_disconnected)
-        finally:
-            self.server.driver.release(self.ask.n)
-        served = ServedRequest(
-            request_id=self.id,
-            user=self.ask.user,
-            consent=self.consent,
-            messages=self.ask.messages,
-            sampling={**self.ask.sampling(), "seed": self.live.seed},
-            prompt_tokens=len(self.live.prompt_ids),
-            choices=choices,
-            total_seconds=time.monotonic() - self.live.started,
-            first_token_seconds=self.live.first_token_seconds,
-        )
-        await asyncio.to_thread(self.server.record, served)
-        return choices
-
-    def _usage(self, choices: Sequence[ServedChoice]) -> dict[str, int]:
-        return schema.usage(len(self.live.prompt_ids), sum(len(choice.token_ids) for choice in choices))
-
-
-def _event(body: Any) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def _failure(error: BaseException) -> ApiError:
-    if isinstance(error, ApiError):
-        return error
-    return ApiError(
-        500, f"The server failed while answering ({type(error).__name__}); its log says more.", None, "internal_error"
-    )
+    def _trouble(self) -> str | None:
+        """What keeps the engine from answering; None if nothing does."""
+        if self.driver.failure is not None:
+            return f"the last engine step failed: {self.driver.failure!r}"
+        return "the engine's thread has ended" if self.driver.dead else None
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    headers = {"Retry-After": "1"} if error.status == 429 else None
-    return JSONResponse(error.body(), error.status, headers=headers)
+    return JSONResponse(error.body(), error.status, headers=error.headers())
+
+
+async def _client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, ClientDisconnect):
-        return Response(status_code=499)
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
     return JSONResponse(ApiError(error.status_code, message).body(), error.status_code, headers=error.headers)
@@ -310,4 +268,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _server_error(request: Request, error: Exception) -> Response:
     LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse(_failure(error).body(), 500)
+    told = as_api_error(error)
+    return JSONResponse(told.body(), told.status, headers=told.headers())

@@ -1,7 +1,6 @@
-"""Between an engine that runs in a thread and a server that runs in an event loop: live requests and their text.
+"""Between an engine that runs in a thread and a server that runs in an event loop: live requests and their tokens.
 
-A thread drives the engine. Each live choice has a small thread that waits for its tokens and hands them to the event
-loop; the server's capacity bounds how many there are.
+One thread drives the engine. After each step it hands what was sampled to the event loop, all choices at once.
 """
 
 from __future__ import annotations
@@ -10,21 +9,20 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from noria.data.chat_tokenizer import ChatTokenizer
 from noria.inference.engine import Completion, Engine, Handle, Request
-from noria.inference.openai_schema import ChatRequest, TokenLogprob
+from noria.inference.openai_schema import Sampling
+from noria.inference.reply_text import ReplyText
 from noria.inference.sampler import SamplingParams
+from noria.inference.tool_calls import Structure
 from noria.types import Message, seed_of
 
 LOG = logging.getLogger("noria.serving")
 GREEDY_BELOW = 1e-4  # colder than this, dividing the logits overflows fp32, and the result is greedy anyway
-REPLACEMENT = "\ufffd"
-LONGEST_CHARACTER_TOKENS = 4  # a UTF-8 character has at most four bytes, so at most four byte-level tokens
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,59 @@ class ServedRequest:
     first_token_seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token's bytes and its log-probability (None for the first of a prompt), and the likeliest ones beside it."""
+
+    raw: bytes
+    logprob: float | None
+    top: tuple[TokenLogprob, ...] = ()
+    characters: int = 0  # that it adds to the text; none for the end of a turn
+
+    @property
+    def text(self) -> str:
+        """As text; half a character as its bytes, so that no two tokens look the same."""
+        try:
+            return self.raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.raw)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self._alone(), "top_logprobs": [one._alone() for one in self.top]}
+
+    def _alone(self) -> dict[str, Any]:
+        return {"token": self.text, "logprob": self.logprob, "bytes": list(self.raw)}
+
+
+def token_logprob(
+    tokenizer: ChatTokenizer, token: int, logprob: float | None, likeliest: Sequence[tuple[int, float]] = ()
+) -> TokenLogprob:
+    """A token id with its log-probability, and the (id, log-probability) of the likeliest, for a client."""
+    raw = tokenizer.token_bytes
+
+    def told(index: int, value: float | None, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        known = raw[index] if index < len(raw) else b""  # a model may have more rows than its tokenizer has tokens
+        return TokenLogprob(known, None if value is None else round(value, 6), top, len(tokenizer.decode([index])))
+
+    return told(token, logprob, tuple(told(index, value) for index, value in likeliest))
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What one or more engine steps gave a choice: its new tokens, and how it ended if it did."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    end: Completion | BaseException | None = None
+
+
+class ServerStopping(Exception):
+    """The server is being stopped and cut this request off."""
+
+
+Sink = Callable[[Sampled], None]
+
+
 class EngineDriver:
     """A thread that steps the engine while there is work, and a bound on how many choices are live."""
 
@@ -59,11 +110,18 @@ class EngineDriver:
         self.engine, self.capacity = engine, capacity
         self.live = 0
         self.failure: BaseException | None = None
+        self.failures = 0
         self._stop = threading.Event()
-        self._handles: set[Handle] = set()
-        self._pumps = ThreadPoolExecutor(capacity, thread_name_prefix="reply")
+        self._sinks: dict[Handle, Sink] = {}
+        self._seen: dict[Handle, int] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._drive, name="engine", daemon=True)
         self._thread.start()
+
+    @property
+    def dead(self) -> bool:
+        """Whether nothing drives the engine any more."""
+        return not self._thread.is_alive()
 
     def reserve(self, choices: int) -> bool:
         """Takes room for `choices`; False (and nothing taken) when the server is full. Event loop only."""
@@ -75,103 +133,90 @@ class EngineDriver:
     def release(self, choices: int) -> None:
         self.live -= choices
 
-    def submit(self, request: Request, put: Callable[[tuple[int, float] | Completion | BaseException], None]) -> Handle:
-        """Queues `request`; `put` is called from a thread with (token, logprob) pairs and then the end."""
+    def submit(self, request: Request, sink: Sink) -> Handle:
+        """Queues `request`; `sink` is called in the event loop, last with the end. Event loop only."""
+        self._loop = asyncio.get_running_loop()
         handle = self.engine.submit(request)
-        self._handles.add(handle)
-        self._pumps.submit(self._pump, handle, put)
+        self._sinks[handle] = sink
         return handle
+
+    def fail_all(self, error: BaseException) -> None:
+        """Ends every live request with `error`."""
+        for handle in list(self._sinks):
+            handle.fail(error)
+            handle.abort()
 
     def close(self) -> None:
         """Aborts what is live and ends the thread."""
-        for handle in list(self._handles):
+        for handle in list(self._sinks):
             handle.abort()
         deadline = time.monotonic() + 10
-        while self._handles and self._thread.is_alive() and time.monotonic() < deadline:
+        while self._sinks and self._thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
         self._stop.set()
         self._thread.join(10)
-        self._pumps.shutdown(wait=False, cancel_futures=True)
-
-    def _pump(self, handle: Handle, put: Callable[[Any], None]) -> None:
-        try:
-            for index, token in enumerate(handle.stream()):
-                put((token, handle.logprobs[index]))
-            put(handle.result())
-        except Exception as error:  # noqa: BLE001 - whatever failed the request is its outcome, and is told to the client
-            put(error)
-        finally:
-            self._handles.discard(handle)
 
     def _drive(self) -> None:
-        while not self._stop.is_set():
-            if not self.engine.wait_for_work(0.05):
-                continue
+        try:
+            while not self._stop.is_set():
+                if self.engine.wait_for_work(0.05):
+                    self._step()
+                # Also without a step: a request may have ended before its sink was known.
+                self._hand_over()
+        except BaseException as error:
+            LOG.exception("the engine's thread ended")
+            self.failure = error
+            self.fail_all(error)
+            self._hand_over()
+            raise
+
+    def _step(self) -> None:
+        try:
+            self.engine.step()
+        except Exception as error:
+            LOG.exception("an engine step failed; its requests were answered with an error")
+            self.failure, self.failures = error, self.failures + 1
+            # Requests that the engine did not fail itself would wait for ever.
+            self.fail_all(error)
+
+    def _hand_over(self) -> None:
+        """Gives the event loop what was sampled since the last time."""
+        news: list[tuple[Sink, Sampled]] = []
+        for handle, sink in list(self._sinks.items()):
+            end: Completion | BaseException | None
             try:
-                self.engine.step()
-                self.failure = None
-            except Exception as error:
-                LOG.exception("an engine step failed; its requests were answered with an error")
-                self.failure = error
-                # Requests that the engine did not fail itself would wait for ever.
-                for handle in list(self._handles):
-                    handle.fail(error)
+                end = handle.poll()
+            except BaseException as error:  # noqa: BLE001 - whatever failed the request is its outcome
+                end = error
+            seen, count = self._seen.get(handle, 0), len(handle.token_ids)
+            if end is None and seen == count:
+                continue
+            news.append((sink, Sampled(handle.token_ids[seen:count], handle.logprobs[seen:count], end)))
+            self._seen[handle] = count
+            if count > seen and not isinstance(end, BaseException):
+                self.failure = None  # it samples again
+            if end is not None:
+                del self._sinks[handle], self._seen[handle]
+        if news and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_deliver, news)
 
 
-@dataclass
-class ReplyText:
-    """Tokens to text as they come: whole characters only, and nothing that may become part of a stop string."""
-
-    tokenizer: ChatTokenizer
-    stops: tuple[str, ...] = ()
-    text: str = ""
-    stopped: bool = False
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    _undecoded: list[int] = field(default_factory=list)
-    _held: str = ""
-
-    def feed(self, token: int, logprob: float) -> str:
-        """The text that this token lets out; empty while a character or a possible stop string is incomplete."""
-        if self.stopped:
-            return ""
-        self.token_ids.append(token)
-        self.logprobs.append(logprob)
-        self._undecoded.append(token)
-        piece = self.tokenizer.decode(self._undecoded)
-        if piece.endswith(REPLACEMENT) and len(self._undecoded) < LONGEST_CHARACTER_TOKENS:
-            return ""
-        self._undecoded = []
-        return self._let_out(self._held + piece)
-
-    def flush(self) -> str:
-        """What is still held back, at the end of the reply."""
-        if self.stopped:
-            return ""
-        rest = self._held + self.tokenizer.decode(self._undecoded)
-        self._undecoded = []
-        out = self._let_out(rest)
-        if not self.stopped:
-            out, self._held, self.text = out + self._held, "", self.text + self._held
-        return out
-
-    def _let_out(self, text: str) -> str:
-        found = [place for place in (text.find(stop) for stop in self.stops) if place >= 0]
-        if found:
-            self.stopped, self._held, out = True, "", text[: min(found)]
-        else:
-            cut = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
-            out, self._held = text[:cut], text[cut:]
-        self.text += out
-        return out
+def _deliver(news: Sequence[tuple[Sink, Sampled]]) -> None:
+    for sink, sampled in news:
+        sink(sampled)
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+@dataclass(frozen=True)
+class Wanted:
+    """One choice to sample: its prompt, and what has to follow it."""
+
+    prompt_ids: Sequence[int]
+    opening: str = ""
+    structure: Structure | None = None
 
 
 Emit = Callable[[int, str, list[TokenLogprob]], None]
+Tick = Callable[[int, int], None]
 
 
 @dataclass
@@ -180,83 +225,90 @@ class LiveRequest:
 
     driver: EngineDriver
     tokenizer: ChatTokenizer
-    ask: ChatRequest
-    prompt_ids: Sequence[int]
+    wanted: Sequence[Wanted]
+    sampling: Sampling
     seed: int
     started: float = field(default_factory=time.monotonic)
     first_token_seconds: float | None = None
+    aborted: bool = False
     _handles: list[Handle] = field(default_factory=list)
+    _events: asyncio.Queue[tuple[int, Sampled]] = field(default_factory=asyncio.Queue)
 
     def abort(self) -> None:
+        self.aborted = True
         for handle in self._handles:
             handle.abort()
 
-    async def run(self, emit: Emit, gone: Callable[[], Awaitable[bool]]) -> tuple[ServedChoice, ...]:
-        """Calls `emit(choice, text, tokens)` as text comes; polls `gone` for a client that left.
+    async def run(self, emit: Emit, tick: Tick = lambda choice, tokens: None) -> tuple[ServedChoice, ...]:
+        """Calls `emit(choice, text, tokens)` as text comes and `tick(choice, count)` as tokens do.
 
         Raises what failed the engine.
         """
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
-        texts = [ReplyText(self.tokenizer, self.ask.stop) for _ in range(self.ask.n)]
+        if self.sampling.max_tokens == 0:
+            return tuple(ServedChoice("", (), (), "length") for _ in self.wanted)
+        texts = [ReplyText(self.tokenizer, self.sampling.stop) for _ in self.wanted]
+        logprobs: list[list[float]] = [[] for _ in texts]
         unsent: list[list[TokenLogprob]] = [[] for _ in texts]
         finishes: dict[int, str] = {}
         try:
-            for index in range(self.ask.n):
-
-                def put(event: Any, index: int = index) -> None:
-                    loop.call_soon_threadsafe(events.put_nowait, (index, event))
-
-                self._handles.append(self.driver.submit(Request(self.prompt_ids, self._params(index)), put))
+            for index, wanted in enumerate(self.wanted):
+                if wanted.opening:
+                    emit(index, wanted.opening, [])
+                self._submit(index, wanted)
             while len(finishes) < len(texts):
-                index, event = await _next(events, gone, self.abort)
-                if isinstance(event, BaseException):
-                    raise event
-                if isinstance(event, Completion):
-                    rest = texts[index].flush()
-                    finishes[index] = "stop" if texts[index].stopped else event.finish
+                index, news = await self._events.get()
+                text = texts[index]
+                if news.token_ids and not text.stopped:
+                    self.first_token_seconds = self.first_token_seconds or time.monotonic() - self.started
+                    out = self._feed(text, news, logprobs[index], unsent[index])
+                    tick(index, len(news.token_ids))
+                    if text.stopped:
+                        self._handles[index].abort()
+                    if out:
+                        emit(index, out, unsent[index])
+                        unsent[index] = []
+                if isinstance(news.end, BaseException):
+                    raise news.end
+                if news.end is not None:
+                    rest = text.flush()
+                    finishes[index] = "stop" if text.stopped else news.end.finish
                     if rest or unsent[index]:
                         emit(index, rest, unsent[index])
-                elif not texts[index].stopped:
-                    self._token(index, event, texts[index], unsent, emit)
         finally:
             self.abort()
         return tuple(
-            ServedChoice(text.text, tuple(text.token_ids), tuple(text.logprobs), finishes[index])
+            ServedChoice(text.text, tuple(text.token_ids), tuple(logprobs[index]), finishes[index])
             for index, text in enumerate(texts)
         )
 
-    def _token(
-        self, index: int, event: tuple[int, float], text: ReplyText, unsent: list[list[TokenLogprob]], emit: Emit
-    ) -> None:
-        if self.first_token_seconds is None:
-            self.first_token_seconds = time.monotonic() - self.started
-        token, logprob = event
-        out = text.feed(token, logprob)
-        unsent[index].append(TokenLogprob(self.tokenizer.decode([token]), logprob))
-        if text.stopped:
-            self._handles[index].abort()
-        if out:
-            emit(index, out, unsent[index])
-            unsent[index] = []
+    def _submit(self, index: int, wanted: Wanted) -> None:
+        def sink(sampled: Sampled) -> None:
+            self._events.put_nowait((index, sampled))
 
-    def _params(self, index: int) -> SamplingParams:
-        room = self.driver.engine.context - len(self.prompt_ids)
+        handle = self.driver.submit(Request(wanted.prompt_ids, self._params(index, wanted)), sink)
+        self._handles.append(handle)
+        if self.aborted:
+            handle.abort()
+
+    def _feed(self, text: ReplyText, news: Sampled, logprobs: list[float], unsent: list[TokenLogprob]) -> str:
+        out = ""
+        for token, logprob in zip(news.token_ids, news.logprobs, strict=True):
+            if text.stopped:
+                break
+            out += text.feed(token)
+            logprobs.append(logprob)
+            if self.sampling.logprobs is not None:
+                unsent.append(token_logprob(self.tokenizer, token, logprob))
+        return out
+
+    def _params(self, index: int, wanted: Wanted) -> SamplingParams:
+        room = self.driver.engine.context - len(wanted.prompt_ids)
+        asked, tokenizer = self.sampling, self.tokenizer
         return SamplingParams(
-            max_tokens=min(self.ask.max_tokens or room, room),
-            temperature=self.ask.temperature if self.ask.temperature >= GREEDY_BELOW else 0.0,
-            top_p=self.ask.top_p,
+            max_tokens=max(1, min(asked.max_tokens or room, room)),
+            temperature=asked.temperature if asked.temperature >= GREEDY_BELOW else 0.0,
+            top_p=asked.top_p,
+            top_k=asked.top_k,
             seed=self.seed if index == 0 else seed_of(self.seed, index),
+            stop_ids=tuple(token for token in tokenizer.ends if token != tokenizer.end),
         )
-
-
-async def _next(
-    events: asyncio.Queue[tuple[int, Any]], gone: Callable[[], Awaitable[bool]], abort: Callable[[], None]
-) -> tuple[int, Any]:
-    """The next event; meanwhile a client that has left makes `abort` be called (its last events still come)."""
-    while True:
-        if await gone():
-            abort()
-        try:
-            return await asyncio.wait_for(events.get(), 0.1)
-        except TimeoutError:
-            continue

@@ -43,8 +43,21 @@ function problem(text) {
   $("problem").hidden = !text;
 }
 
+// A server with API keys answers 401 until it is given one; the key stays in this tab.
+async function call(path, options = {}) {
+  for (;;) {
+    const key = sessionStorage.getItem("key");
+    const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+    const reply = await fetch(path, { ...options, headers });
+    if (reply.status !== 401) return reply;
+    const given = window.prompt(key ? "That API key is not known. Your API key:" : "This server asks for an API key:");
+    if (!given) return reply;
+    sessionStorage.setItem("key", given.replace(/[^\x21-\x7e]/g, ""));
+  }
+}
+
 async function post(path, body, signal) {
-  const reply = await fetch(path, {
+  const reply = await call(path, {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
   });
   if (!reply.ok) {
@@ -227,7 +240,9 @@ $("new").addEventListener("click", () => {
   input.focus();
 });
 
-fetch("/v1/models").then((reply) => reply.json()).then((list) => {
+call("/v1/models").then(async (reply) => {
+  const list = await reply.json();
+  if (!reply.ok) throw new Error(list.error.message);
   model = list.data[0].id;
   $("model").textContent = model;
-}).catch(() => problem("The server can't be reached."));
+}).catch((error) => problem(error instanceof TypeError ? "The server can't be reached." : error.message));

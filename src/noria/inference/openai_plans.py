@@ -1,0 +1,172 @@
+"""From a request's JSON to what is to be sampled: prompts rendered, tools shown, what can't fit refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from noria.data.chat_tokenizer import ChatTokenizer
+from noria.data.imported_tokenizer import ChatTemplateError
+from noria.inference.engine import Engine
+from noria.inference.openai_chat import ChatReply, ChatRequest, parse_chat_request
+from noria.inference.openai_completions import CompletionReply, CompletionRequest, parse_completion_request
+from noria.inference.openai_replies import Shape
+from noria.inference.openai_schema import ApiError, Sampling, invalid, shown
+from noria.inference.prompt_logprobs import prompt_logprobs
+from noria.inference.serving import TokenLogprob, Wanted, token_logprob
+from noria.inference.tool_calls import CallForm, CallReader, Structure, call_form
+from noria.types import Message
+
+
+class Server(Protocol):
+    """What a plan needs of the server."""
+
+    engine: Engine
+    tokenizer: ChatTokenizer
+    consents: Sequence[str]
+
+    def check_model(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request: what to sample, how to shape the reply, what to log. `wanted` has one entry a choice."""
+
+    prefix: str
+    wanted: tuple[Wanted, ...]
+    sampling: Sampling
+    shape: Callable[[Mapping[str, Any]], Shape]
+    prompt_tokens: int
+    messages: tuple[Message, ...]
+    user: str
+    consent: str
+    stream: bool
+    include_usage: bool
+
+
+async def plan_chat(server: Server, body: Any) -> Plan:
+    """Raises ApiError."""
+    ask = parse_chat_request(body)
+    server.check_model(ask.model)
+    consent = ask.metadata.get("consent", server.consents[0])
+    if consent not in server.consents:
+        allowed = ", ".join(server.consents)
+        raise invalid(f"consent {shown(consent)} is unknown; allowed: {allowed}.", "metadata.consent")
+    _check_structure(ask.structure)
+    form = call_form(server.tokenizer)
+    _check_tools(ask, form)
+    # In a thread: a megabyte of text takes a while to tokenise, and others are being served.
+    prompt_ids = await asyncio.to_thread(_chat_prompt, server.tokenizer, form, ask)
+    wanted = Wanted(prompt_ids, structure=ask.structure)
+    if ask.forced:
+        assert form is not None
+        forced = form.force(ask.tools)
+        _check_structure(forced.structure)
+        wanted = Wanted([*prompt_ids, *forced.opening_ids], forced.opening, forced.structure)
+    _check_fit(wanted.prompt_ids, server.engine.context, "messages")
+    tools = {tool.name: tool for tool in ask.tools}
+    reader = (lambda: CallReader(form, tools)) if form and tools else None
+    return Plan(
+        prefix=ChatReply.prefix,
+        wanted=(wanted,) * ask.sampling.n,
+        sampling=ask.sampling,
+        shape=lambda head: ChatReply(ask, head, reader),
+        prompt_tokens=len(prompt_ids),
+        messages=tuple(
+            form.plain(message) if form else Message(message.role, message.content) for message in ask.messages
+        ),
+        user=ask.user,
+        consent=consent,
+        stream=ask.stream,
+        include_usage=ask.include_usage,
+    )
+
+
+def _check_tools(ask: ChatRequest, form: CallForm | None) -> None:
+    used = ask.tools or any(message.calls for message in ask.messages)
+    if used and form is None:
+        message = "This model's chat template has no tools; leave out 'tools' and messages with tool calls."
+        raise invalid(message, "tools", "unsupported_parameter")
+    if ask.tools and form is not None and (refusal := form.refuse(ask.tools)):
+        raise invalid(f"{refusal}.", "tools", "unsupported_parameter")
+    strict = next((tool.name for tool in ask.tools if tool.strict), None)
+    if strict and not ask.forced:
+        message = f"'strict' of the tool {strict!r} can be kept only where a call is forced: leave it out, or set "
+        raise invalid(f"{message}'tool_choice' to required or to a function.", "tools", "unsupported_parameter")
+
+
+def _chat_prompt(tokenizer: ChatTokenizer, form: CallForm | None, ask: ChatRequest) -> list[int]:
+    try:
+        if form is not None:
+            return form.prompt(ask.messages, ask.tools)
+        return tokenizer.render([Message(message.role, message.content) for message in ask.messages])
+    except ChatTemplateError as error:
+        raise invalid(f"{error}.", "messages") from error
+
+
+async def plan_completion(server: Server, body: Any) -> Plan:
+    """Raises ApiError."""
+    ask = parse_completion_request(body)
+    server.check_model(ask.model)
+    _check_structure(ask.structure)
+    tokenizer, vocabulary = server.tokenizer, server.engine.model.config.vocab_size
+    prompts = await asyncio.to_thread(
+        lambda: [tokenizer.encode_prompt(one) if isinstance(one, str) else list(one) for one in ask.prompts]
+    )
+    for prompt_ids in prompts:
+        _check_fit(prompt_ids, server.engine.context, "prompt")
+        if max(prompt_ids) >= vocabulary:
+            raise invalid(f"'prompt' has a token id beyond this model's {vocabulary}.", "prompt")
+    echoes = await asyncio.to_thread(_echoes, server, ask, prompts) if ask.echo else []
+    return Plan(
+        prefix=CompletionReply.prefix,
+        wanted=tuple(Wanted(ids, structure=ask.structure) for ids in prompts for _ in range(ask.sampling.n)),
+        sampling=ask.sampling,
+        shape=lambda head: CompletionReply(ask, head, echoes),
+        prompt_tokens=sum(map(len, prompts)),
+        messages=(),
+        user=ask.user,
+        # No conversation, and no word of consent in this endpoint: counts alone are logged.
+        consent=server.consents[0],
+        stream=ask.stream,
+        include_usage=ask.include_usage,
+    )
+
+
+def _echoes(
+    server: Server, ask: CompletionRequest, prompts: Sequence[Sequence[int]]
+) -> list[tuple[str, list[TokenLogprob]]]:
+    """Each prompt as text, with its tokens' log-probabilities where they are wanted."""
+    decode = server.tokenizer.decode
+    texts = [one if isinstance(one, str) else decode(one) for one in ask.prompts]
+    if ask.sampling.logprobs is None:
+        return [(text, []) for text in texts]
+    top = ask.sampling.logprobs
+    return [(text, _scored(server, ids, top)) for text, ids in zip(texts, prompts, strict=True)]
+
+
+def _scored(server: Server, prompt_ids: Sequence[int], top: int) -> list[TokenLogprob]:
+    """Every token of a prompt with its log-probability given those before it; the first has none."""
+    scores = prompt_logprobs(server.engine.model, prompt_ids, top)
+    tokens = [token_logprob(server.tokenizer, prompt_ids[0], None)]
+    for token, (logprob, likeliest) in zip(prompt_ids[1:], scores, strict=True):
+        tokens.append(token_logprob(server.tokenizer, token, logprob, likeliest))
+    return tokens
+
+
+def _check_structure(structure: Structure | None) -> None:
+    if structure is not None:
+        raise invalid("Structured output is not supported by this server.", "response_format", "unsupported_parameter")
+
+
+def _check_fit(prompt_ids: Sequence[int], context: int, param: str) -> None:
+    if not prompt_ids:
+        raise invalid("The prompt is empty, and this model has no token to begin a text with.", param)
+    if len(prompt_ids) >= context:
+        message = (
+            f"This model's maximum context length is {context} tokens, and the reply needs at least 1 of them. "
+            f"However, your {param} resulted in {len(prompt_ids)} tokens. Please shorten the {param}."
+        )
+        raise ApiError(400, message, param, "context_length_exceeded")
