@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from noria.evals.benchmarks import Item
     from noria.model import Transformer
     from noria.posttraining import Roll
+    from noria.training.compute import Precision
     from noria.types import Score, Task, Trace
 
 STAGE = "s5_posttraining"
@@ -185,11 +186,13 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
     held_out = _spread(task_sets.read(context.inputs["tasks"].content, "heldout"), config.probe_tasks)
     room = _room([*tasks, *held_out], tokenizer, config.max_tokens, model)
 
-    def roll(chosen: Sequence[Task], seeds: Sequence[int], temperature: float = 1.0) -> list[Trace]:
-        return _roller(model, tokenizer, room, config.max_tokens, temperature)(chosen, seeds)
+    roll, greedy = (
+        _roller(model, tokenizer, room, config.max_tokens, temperature, precision=config.precision)
+        for temperature in (1.0, 0.0)
+    )
 
     def probe() -> float:
-        traces = roll(held_out, [0] * len(held_out), 0.0)
+        traces = greedy(held_out, [0] * len(held_out))
         return _share_right(grader.grade(held_out, traces))
 
     def tell(step: int, asked: Sequence[Task], traces: Sequence[Trace], scores: Sequence[Score]) -> None:
@@ -316,21 +319,21 @@ def _room(tasks: Sequence[Task], tokenizer: ChatTokenizer, max_tokens: int, mode
 
 
 def _roller(
-    model: Transformer, tokenizer: ChatTokenizer, room: int, max_tokens: int, temperature: float, rows: int = 128
+    model: Transformer,
+    tokenizer: ChatTokenizer,
+    room: int,
+    max_tokens: int,
+    temperature: float,
+    rows: int = 128,
+    precision: Precision = "float32",
 ) -> Roll:
-    """Rollouts with the weights as they are now: an engine is made for each call, so that none keeps states of
-    weights that training has since changed."""
+    """Rollouts with the weights as they are at each call: the engine notices that they have changed."""
     from noria.evals.benchmarks import seeded_single_turn
     from noria.inference import Engine, affordable_rows
 
-    ends = tuple(getattr(tokenizer, "ends", ()))
-
-    def roll(tasks: Sequence[Task], seeds: Sequence[int]) -> list[Trace]:
-        most = max(1, min(rows, len(tasks), affordable_rows(model.config, room)))
-        engine = Engine(model, tokenizer.end, max_rows=most, context=room)
-        return seeded_single_turn(engine, tokenizer, room, max_tokens, temperature, ends)(tasks, seeds)
-
-    return roll
+    most = max(1, min(rows, affordable_rows(model.config, room)))
+    engine = Engine(model, tokenizer.end, max_rows=most, context=room, precision=precision)
+    return seeded_single_turn(engine, tokenizer, room, max_tokens, temperature, tokenizer.ends)
 
 
 def _domain(name: str, temperature: float) -> str:
