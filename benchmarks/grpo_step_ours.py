@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.grpo_step_peer import reward
 from noria.data.chat_tokenizer import load_chat_tokenizer
-from noria.harness import Budget, Sampling, load_program, rollout
+from noria.evals.benchmarks import seeded_single_turn
 from noria.inference import Engine
 from noria.model import load_model
 from noria.posttraining import GrpoConfig, improve
@@ -35,12 +35,7 @@ def main() -> None:
     tasks = [
         Task(str(i), (Message("user", text),), grader, "", "letters", "text") for i, text in enumerate(task["texts"])
     ]
-    budget = Budget(tokens_per_turn=task["max_tokens"], context=256)
-    program = load_program("plain")
-
-    def roll(tasks: Sequence[Task], seeds: Sequence[int]) -> list[Trace]:
-        engine.load_weights(model.state_dict(), engine.policy_version + 1)
-        return rollout(tasks, seeds, engine, tokenizer, program, budget=budget, sampling=Sampling())
+    roll = seeded_single_turn(engine, tokenizer, engine.context, task["max_tokens"], 1.0)
 
     def grade(tasks: Sequence[Task], traces: Sequence[Trace]) -> list[Score]:
         return [Score("graded", grader, reward(trace.reply)) for trace in traces]
@@ -58,6 +53,10 @@ def main() -> None:
         prompts=task["prompts"],
         group=task["group"],
         learning_rate=task["learning_rate"],
+        schedule="constant",
+        muon=False,
+        precision="bfloat16",
+        micro_batch_rows=task["rows"],
     )
     print(json.dumps({"name": f"noria {importlib.metadata.version('noria')}"}), flush=True)
     started = time.perf_counter()

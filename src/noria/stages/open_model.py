@@ -35,6 +35,10 @@ STAGE = "s5_posttraining"
 TEXT_BYTES = 24_000
 
 
+class NoSignal(ValueError):
+    """The rewards say nothing, so training would only cost."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -193,9 +197,10 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
 
     def probe() -> float:
         traces = greedy(held_out, [0] * len(held_out))
-        return _share_right(grader.grade(held_out, traces))
+        return _share_right(grader.grade(held_out, traces), grader.threshold)
 
     def tell(step: int, asked: Sequence[Task], traces: Sequence[Trace], scores: Sequence[Score]) -> None:
+        _refuse_without_signal(step, scores)
         context.event("samples", f"step {step}", step=step, samples=_samples(asked, traces, scores))
 
     settings = GrpoConfig(**config.model_dump(include=set(GrpoConfig.model_fields)))
@@ -249,6 +254,8 @@ def _evaluate(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[str
         room_for = dict.fromkeys({task.family for task in tasks}, 0 if sample else config.kept_traces)
         report = _report_from(context, len(items), total, name)
         for item, trace in run_benchmark(tasks, _answers(roll, sample), sample, config.rows, report, grading):
+            if name != "format" and item.value is not None:
+                item = replace(item, correct=item.value >= grader.threshold)
             items.append(item)
             if room_for[item.family]:
                 room_for[item.family] -= 1
@@ -362,9 +369,22 @@ def _spread(tasks: Sequence[Task], count: int) -> list[Task]:
     return list(tasks) if len(tasks) <= count else [tasks[place * len(tasks) // count] for place in range(count)]
 
 
-def _share_right(scores: Sequence[Score]) -> float:
-    graded = [score.value >= 1.0 for score in scores if score.value is not None]
+def _share_right(scores: Sequence[Score], threshold: float) -> float:
+    graded = [score.value >= threshold for score in scores if score.value is not None]
     return sum(graded) / len(graded) if graded else float("nan")
+
+
+def _refuse_without_signal(step: int, scores: Sequence[Score]) -> None:
+    """Raises NoSignal where most gradings fail, or where the very first rewards are all equal: nothing can be learnt."""
+    failed = [score for score in scores if score.value is None]
+    if len(failed) > len(scores) / 2:
+        raise NoSignal(f"{len(failed)} of {len(scores)} gradings of step {step} failed, e.g.: {failed[0].evidence}")
+    values = {score.value for score in scores if score.value is not None}
+    if step == 0 and len(values) == 1:
+        raise NoSignal(
+            f"all {len(scores)} replies of the first step got the reward {values.pop():g}: the tasks are too hard, too "
+            "easy, or the grader does not tell replies apart; nothing was trained"
+        )
 
 
 def _samples(tasks: Sequence[Task], traces: Sequence[Trace], scores: Sequence[Score], most: int = 3) -> list[Any]:

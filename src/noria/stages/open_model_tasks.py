@@ -7,16 +7,19 @@ on); format.jsonl (the form of replies, a guard of general ability). Each line i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from noria.artifacts import Step, StepContext
+from noria.artifacts.identity import file_hash
 from noria.evals.benchmarks import Grading, grade
 from noria.evals.gym_tasks import GymFamily
 from noria.grading import grader_ref
+from noria.grading.language_grader import LanguageGrader
 from noria.types import Score, Task, Trace, task_from_json, task_to_json
 
 STAGE = "s6_evaluation"
@@ -55,6 +58,7 @@ class TaskGrader:
     versions: dict[str, str]
     has_unseen: bool = False
     grading: Grading | None = None
+    threshold: float = 1.0  # the value from which on an answer counts as right
 
     def grade(self, tasks: Sequence[Task], traces: Sequence[Trace]) -> list[Score]:
         return list((self.grading or grade)(tasks, traces))
@@ -79,6 +83,46 @@ def gym(config: Config) -> tuple[Step, TaskGrader]:
     return Step("tasks", STAGE, "tasks", 1, identity, _gym), grader
 
 
+class FileIdentity(BaseModel):
+    """What a user's own tasks depend on. Where the files lie is no part of it."""
+
+    tasks: str = Field(description="sha256 of the task file")
+    heldout: str | None = Field(description="sha256 of the held-out file; None: split by id")
+    grader: dict[str, Any] = Field(description="the grader as it was read")
+    version: str
+    max_tokens: int
+    format: int
+    seed: int
+    _tasks: Path = PrivateAttr()
+    _heldout: Path | None = PrivateAttr()
+
+
+def from_file(
+    tasks: Path, heldout: Path | None, grader: LanguageGrader, model: Step, max_tokens: int, seed: int, format: int = 60
+) -> tuple[Step, TaskGrader]:
+    """A user's own tasks and grader. Reads and checks both before any step runs.
+
+    Raises TaskFileError with file and line, GraderError where the grader is broken.
+    """
+    from noria.grading.language_grader import refuse_broken
+
+    train, held_out = _read_files(tasks, heldout, grader)
+    refuse_broken(grader, [*train, *held_out])
+    identity = FileIdentity(
+        tasks=file_hash(tasks),
+        heldout=file_hash(heldout) if heldout else None,
+        grader=grader.grader.model_dump(mode="json"),
+        version=grader.version,
+        max_tokens=max_tokens,
+        format=format,
+        seed=seed,
+    )
+    identity._tasks, identity._heldout = tasks, heldout
+    step = Step("tasks", STAGE, "tasks", 1, identity, partial(_from_file, grader=grader), {"model": model})
+    versions = {"language": grader.version, **own_versions("format")}
+    return step, TaskGrader(versions, grading=grader.grade, threshold=grader.threshold)
+
+
 def own_versions(*names: str) -> dict[str, str]:
     return {name: grader_ref(name).version for name in names}
 
@@ -94,6 +138,44 @@ def read(folder: Path, name: str) -> list[Task]:
 def write(folder: Path, name: str, tasks: Sequence[Task]) -> None:
     lines = [task_to_json(task) + "\n" for task in tasks]
     (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _read_files(tasks: Path, heldout: Path | None, grader: LanguageGrader) -> tuple[list[Task], list[Task]]:
+    from noria.evals.rft_tasks import read_rft_tasks, refuse_overlap, split
+    from noria.grading.grader_language import required_fields
+
+    required = required_fields(grader.grader)
+    train = read_rft_tasks(tasks, grader.ref, required)
+    if heldout is None:
+        return split(train, tasks)
+    held_out = read_rft_tasks(heldout, grader.ref, required)
+    refuse_overlap(train, held_out, heldout)
+    return train, held_out
+
+
+def _from_file(context: StepContext, grader: LanguageGrader) -> Mapping[str, Any]:
+    from noria.data.chat_tokenizer import load_chat_tokenizer
+    from noria.evals.instruction_tasks import instruction_tasks
+    from noria.evals.rft_tasks import refuse
+    from noria.model.folder import read_config
+
+    config: FileIdentity = context.config
+    train, held_out = _read_files(config._tasks, config._heldout, grader)
+    folder = context.inputs["model"].content
+    tokenizer, most = load_chat_tokenizer(folder), read_config(folder)[0].context - config.max_tokens
+    lengths = [(task, len(tokenizer.render(task.messages))) for task in (*train, *held_out)]
+    refuse(
+        [
+            f"task {task.id}: its prompt of {length} tokens leaves no room for a reply of {config.max_tokens} in the "
+            f"model's context of {most + config.max_tokens}: shorten it, or lower the tokens of a reply"
+            for task, length in lengths
+            if length > most
+        ]
+    )
+    write(context.content, "train", train)
+    write(context.content, "heldout", [replace(task, domain="heldout") for task in held_out])
+    write(context.content, "format", instruction_tasks(config.format, config.seed, "format"))
+    return {"train": len(train), "heldout": len(held_out), "format": config.format}
 
 
 def _gym(context: StepContext) -> Mapping[str, Any]:
