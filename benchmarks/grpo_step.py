@@ -6,7 +6,8 @@ PYTHON is an interpreter of an environment of its own with the same torch, trans
 32 prompts x 8 samples, every reply exactly 64 tokens long, the same prompts, reward, optimiser and rate, and a first
 step that only warms up. TRL runs with bf16 weights and with fp32 weights under bf16 autocast
 (which is what we do); the smaller ratio counts. Learning: fewer, shorter samples for more steps, the mean reward of
-the last third on both sides, over seeds. `--quick` takes a fraction of the samples and leaves learning out.
+the last third on both sides, over seeds. With one thread the clock is processor time, which neighbours on the machine do
+not lengthen, otherwise wall time. `--quick` takes a fraction of the samples and leaves learning out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True, help="Python with torch, transformers, accelerate and trl")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--prompts", type=int, default=SPEED.prompts, help="prompts a step of the speed rows")
+    parser.add_argument("--tokens", type=int, default=SPEED.tokens, help="tokens a reply of the speed rows")
+    parser.add_argument("--steps", type=int, default=SPEED.steps, help="steps of the speed rows, the first for warming")
+    parser.add_argument("--no-learning", action="store_true", help="the speed rows alone")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="few and short samples, speed alone")
     options = parser.parse_args()
-    size = QUICK if options.quick else SPEED
+    asked = replace(SPEED, prompts=options.prompts, tokens=options.tokens, steps=options.steps)
+    size = QUICK if options.quick else asked
     with tempfile.TemporaryDirectory(prefix="noria-grpo-step-") as folder:
         models = model_folders(Path(folder))
         sides = Sides(models, options.peer, options.threads, Path(folder))
         rows = [sides.speed(size, variant) for variant in VARIANTS]
-        if not options.quick:
+        if not (options.quick or options.no_learning):
             rows += sides.learning(LEARNING)
     show("grpo_step", rows, as_json=options.json, quick=options.quick, threads=options.threads)
     return 0
@@ -149,7 +155,9 @@ class Sides:
                 env={**os.environ, "OMP_NUM_THREADS": str(self._threads), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
                 check=False,
             )
-        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        lines = [
+            json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')
+        ]  # trl logs dicts of its own
         steps = [line for line in lines if "seconds" in line]
         if done.returncode or len(steps) != size.steps:
             raise SystemExit(f"{side} failed; is trl installed where --peer says?\n{log.read_text()[-2000:]}")

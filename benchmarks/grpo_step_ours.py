@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.grpo_step_peer import reward
+from benchmarks.grpo_step_peer import clock, reward
 from noria.data.chat_tokenizer import load_chat_tokenizer
 from noria.evals.benchmarks import seeded_single_turn
 from noria.inference import Engine
@@ -40,11 +39,12 @@ def main() -> None:
     def grade(tasks: Sequence[Task], traces: Sequence[Trace]) -> list[Score]:
         return [Score("graded", grader, reward(trace.reply)) for trace in traces]
 
-    started = time.perf_counter()
+    tick = clock()
+    started = tick()
 
     def on_step(step: int, total: int, metrics: Mapping[str, float]) -> None:
         nonlocal started
-        now = time.perf_counter()
+        now = tick()
         print(json.dumps({"seconds": now - started, "reward": metrics["reward"]}), flush=True)
         started = now
 
@@ -59,7 +59,7 @@ def main() -> None:
         micro_batch_rows=task["rows"],
     )
     print(json.dumps({"name": f"noria {importlib.metadata.version('noria')}"}), flush=True)
-    started = time.perf_counter()
+    started = tick()
     improve(model, tasks, roll, grade, config, tokenizer.pad, task["seed"], Progress(on_step=on_step))
 
 

@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ def reward(text: str) -> float:
     """The share of a reply's letters that are an e: dense, cheap, and the same on both sides."""
     letters = [letter for letter in text.lower() if letter.isalpha()]
     return letters.count("e") / len(letters) if letters else 0.0
+
+
+def clock() -> Callable[[], float]:
+    """Processor time for one thread, which a neighbour on the machine does not lengthen; otherwise wall time."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def main() -> None:
@@ -35,12 +41,13 @@ def main() -> None:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.perf_counter()
+            self.started = tick()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            print(json.dumps({"seconds": time.perf_counter() - self.started, "reward": heard[-1]}), flush=True)
+            print(json.dumps({"seconds": tick() - self.started, "reward": heard[-1]}), flush=True)
 
     heard: list[float] = []
+    tick = clock()
     samples = task["prompts"] * task["group"]
     with tempfile.TemporaryDirectory(prefix="noria-trl-") as folder:
         config = GRPOConfig(
