@@ -6,8 +6,8 @@ PYTHON is an interpreter of an environment of its own with the same torch, trans
 32 prompts x 8 samples, every reply exactly 64 tokens long, the same prompts, reward, optimiser and rate, and a first
 step that only warms up. TRL runs with bf16 weights and with fp32 weights under bf16 autocast
 (which is what we do); the smaller ratio counts. Learning: fewer, shorter samples for more steps, the mean reward of
-the last third on both sides, over seeds. With one thread the clock is processor time, which neighbours on the machine do
-not lengthen, otherwise wall time. `--quick` takes a fraction of the samples and leaves learning out.
+the last third on both sides, over seeds. With one thread the clock is processor time, which neighbours on the machine
+do not lengthen, otherwise wall time. `--quick` takes a fraction of the samples and leaves learning out.
 """
 
 from __future__ import annotations

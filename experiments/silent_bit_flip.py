@@ -2,12 +2,14 @@
 
 Halfway, one bit of one weight changes in memory. The unguarded run is the same steps without checksums, replay or
 anchors (a gradient that is not finite is left out, as everywhere). The effect is its held-out loss minus that of the
-guarded run, for the highest bit of the exponent; the other bits are told beside it. A guarded run that does not end in
-the bits of the undisturbed one makes the experiment fail.
+guarded run, for the highest bit of the exponent; the other bits are told beside it. A model whose loss is no number is
+worth a uniform guess, the log of the vocabulary. A guarded run that does not end in the bits of the undisturbed one
+makes the experiment fail.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -78,11 +80,17 @@ def main() -> int:
         "optimiser step",
         "training loss, seed 0",
     )
+    worst = math.log(data.vocab_size)
+    destroyed = {bit: sum(not math.isfinite(loss) for _, loss in runs) for bit, runs in bare.items()}
     found = judge(
         "silent_bit_flip",
         "a flip of the highest exponent bit leaves an unguarded run with a higher held-out loss",
-        [loose[1] - safe[1] for loose, safe in zip(bare[HIGHEST], watched[HIGHEST], strict=True)],
+        [
+            (loose[1] if math.isfinite(loose[1]) else worst) - safe[1]
+            for loose, safe in zip(bare[HIGHEST], watched[HIGHEST], strict=True)
+        ],
         "nats a token (unguarded minus guarded)",
+        destroyed=destroyed,
         unguarded={bit: [round(loss, 4) for _, loss in runs] for bit, runs in bare.items()},
         undisturbed=[round(loss, 4) for _, loss in calm],
         guarded_in_the_undisturbed_bits=all(runs == calm for runs in watched.values()),
