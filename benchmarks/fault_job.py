@@ -30,7 +30,17 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
 from noria.model import ModelConfig, Transformer
-from noria.training import Annotated, Event, GuardConfig, LoopConfig, Progress, TokenBatch, WorkerFault, train
+from noria.training import (
+    Annotated,
+    Event,
+    GuardConfig,
+    LoopConfig,
+    Progress,
+    TokenBatch,
+    WorkerFault,
+    mean_loss,
+    train,
+)
 from noria.training.checkpoint import complete
 from noria.training.launch import BAD_USE, FAULT
 from noria.training.parallel import ALONE, Ranks, local, parallelize, whole_state
@@ -186,14 +196,28 @@ def run(folder: Path, fault: str, layout: str, steps: int, seed: int, model_seed
         ranks=ranks,
     )
     history = train(model, annotate, loop_config(steps), progress)
+    heldout = fixed_loss(model)
     state = whole_state(model)
     if ranks.is_first:
         digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
-        result = {"losses": [row.get("loss_ce") for row in history], "events": events, "weights": digest}
+        result = {
+            "losses": [row.get("loss_ce") for row in history],
+            "heldout": heldout,
+            "events": events,
+            "weights": digest,
+        }
         (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     if layout != "alone":
         ranks.barrier()
         dist.destroy_process_group()
+
+
+def fixed_loss(model: Transformer) -> float:
+    """Mean loss on batches that are the same for every run: the last training steps of a run that made up for steps
+    left out have other data than those of the undisturbed one. Every rank takes part."""
+    annotate = batches(seed=1_000_000)
+    with torch.no_grad():
+        return mean_loss(model, [annotate(step).batch for step in range(16)])
 
 
 def say(**values: object) -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from experiments.nano import RECIPE
-from experiments.verdict import arguments, picture
+from experiments.verdict import PICTURES, arguments
 from noria.artifacts import Executor, Store
 from noria.assembly import build
 from noria.recipe import load
@@ -29,6 +29,27 @@ def outcome(store: Store, seed: int, threads: int) -> tuple[float, float, float,
     return predicted["mean"], predicted["low"], predicted["high"], heldout["loss"]
 
 
+def draw(found: list[tuple[float, float, float, float]]) -> None:
+    """docs/pictures/loss_prediction.png: each seed's interval and outcome."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    seeds = range(len(found))
+    mean, low, high, measured = zip(*found, strict=True)
+    below, above = ([abs(m - end) for m, end in zip(mean, ends, strict=True)] for ends in (low, high))
+    axes.errorbar(seeds, mean, yerr=(below, above), fmt="o", capsize=6, label="predicted, 95%")
+    axes.plot(seeds, measured, "x", markersize=9, markeredgewidth=2, label="measured")
+    axes.set(xlabel="seed", ylabel="held-out loss, nats a token", xticks=list(seeds))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURES / "loss_prediction.png", dpi=110)
+    pyplot.close(figure)
+
+
 def main() -> int:
     options = arguments("loss_prediction", __doc__)
     store = Store(Path(options.store))
@@ -39,11 +60,7 @@ def main() -> int:
         print(f"seed {seed}: predicted {mean:.4f} [{low:.4f}, {high:.4f}], measured {measured:.4f}")
     verdict = "reproduced" if covered >= 0.8 * len(found) else "absent"
     print(f"{verdict}: {covered} of {len(found)} covered; half-widths " + ", ".join(f"{w:.1%}" for w in half_widths))
-    seeds = list(range(len(found)))
-    names = ("predicted", "low", "high", "measured")
-    picture(
-        "loss_prediction", {n: (seeds, [row[i] for row in found]) for i, n in enumerate(names)}, "seed", "held-out loss"
-    )
+    draw(found)
     if options.json:
         print(json.dumps({"experiment": "loss_prediction", "verdict": verdict, "covered": covered, "seeds": found}))
     return 0

@@ -27,6 +27,7 @@ WIDTH, LAYERS, STEPS, BATCH, AT = 64, 2, 200, 1024, 100
 CONFIG = LoopConfig(steps=STEPS, learning_rate=0.016, guard=GuardConfig(spikes=True, make_up=True, anchor_steps=50))
 # Of a weight near 0.05 these multiply by 2^128 (the exponent's highest bit) and by 16, and change the last digit.
 HIGHEST, MIDDLE, LOWEST = 30, 25, 0
+WINDOW = 20
 
 
 def flip(model: Transformer, bit: int) -> None:
@@ -62,6 +63,11 @@ def guarded(data: Text, seed: int, bit: int | None) -> tuple[list[float], float]
     return [row["loss_ce"] for row in history], data.loss(model)
 
 
+def smooth(losses: list[float], worst: float) -> list[float]:
+    found = [loss if math.isfinite(loss) else worst for loss in losses]
+    return [sum(found[end - WINDOW : end]) / WINDOW for end in range(WINDOW, len(found) + 1)]
+
+
 def main() -> int:
     options = arguments("silent_bit_flip", __doc__)
     data = text(options.store, options.threads)
@@ -70,17 +76,18 @@ def main() -> int:
     calm = [guarded(data, seed, None) for seed in seeds]
     watched = {bit: [guarded(data, seed, bit) for seed in seeds] for bit in bits}
     bare = {bit: [unguarded(data, seed, bit) for seed in seeds] for bit in bits}
+    worst = math.log(data.vocab_size)
+    lines = {
+        "unguarded, middle bit": bare[MIDDLE][0][0],
+        "guarded, highest bit": watched[HIGHEST][0][0],
+        "unguarded, highest bit (no number: drawn as a guess)": bare[HIGHEST][0][0],
+    }
     picture(
         "silent_bit_flip",
-        {
-            "unguarded, highest bit": (range(STEPS), bare[HIGHEST][0][0]),
-            "unguarded, middle bit": (range(STEPS), bare[MIDDLE][0][0]),
-            "guarded, highest bit": (range(STEPS), watched[HIGHEST][0][0]),
-        },
+        {name: (range(WINDOW - 1, STEPS), smooth(losses, worst)) for name, losses in lines.items()},
         "optimiser step",
-        "training loss, seed 0",
+        f"training loss, seed 0, mean of {WINDOW} steps",
     )
-    worst = math.log(data.vocab_size)
     destroyed = {bit: sum(not math.isfinite(loss) for _, loss in runs) for bit, runs in bare.items()}
     found = judge(
         "silent_bit_flip",
