@@ -372,7 +372,7 @@ def _share_right(scores: Sequence[Score], threshold: float) -> float:
 
 
 def _refuse_without_signal(step: int, scores: Sequence[Score]) -> None:
-    """Raises NoSignal where most gradings fail, or where the very first rewards are all equal: nothing can be learnt."""
+    """Raises NoSignal where most gradings fail, or where the first rewards are all equal: there is nothing to learn."""
     failed = [score for score in scores if score.value is None]
     if len(failed) > len(scores) / 2:
         raise NoSignal(f"{len(failed)} of {len(scores)} gradings of step {step} failed, e.g.: {failed[0].evidence}")
