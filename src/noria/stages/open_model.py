@@ -245,7 +245,7 @@ def _evaluate(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[str
     kept: list[dict[str, Any]] = []
     for name, sample, temperature in passes:
         most = config.format_tokens if name == "format" else config.max_tokens
-        tasks = [replace(task, domain=_domain(name, temperature)) for task in sets[name]]
+        tasks = [_as_asked(task, name, temperature) for task in sets[name]]
         roll = _roller(model, tokenizer, _room(tasks, tokenizer, most, model), most, temperature, config.rows)
         grading = grade if name == "format" else grader.grade
         room_for = dict.fromkeys({task.family for task in tasks}, 0 if sample else config.kept_traces)
@@ -340,9 +340,11 @@ def _roller(
     return roll
 
 
-def _domain(name: str, temperature: float) -> str:
-    """What a set is called where its results are shown: pass@1 of samples by the set's name, greedy ones apart."""
-    return name if temperature or name == "format" else f"{name}_greedy"
+def _as_asked(task: Task, name: str, temperature: float) -> Task:
+    """Greedy replies are shown apart from the samples whose mean is pass@1: under names of their own."""
+    if temperature or name == "format":
+        return replace(task, domain=name)
+    return replace(task, domain=f"{name}_greedy", family=f"{task.family}_greedy")
 
 
 def _answers(roll: Roll, sample: int) -> Callable[[Sequence[Task]], list[Trace]]:
