@@ -191,3 +191,20 @@ def test_grader_commands_validate_and_run(job: Job, capsys: pytest.CaptureFixtur
     result = json.loads(capsys.readouterr().out)
     assert result["reward"] is None and result["metadata"]["errors"]["invalid_variable_error"] is True
     assert "item.answer" in result["metadata"]["errors"]["invalid_variable_error_details"]
+
+
+def test_a_terminal_shows_rewards_and_replies_as_training_goes(job: Job) -> None:
+    from rich.console import Console
+
+    from noria.artifacts import Store
+    from noria.studio.training_view import training_view
+
+    assert job.run() in (OK, NOT_RELEASED)
+    store = Store(job.folder / "out" / "store")
+    key = store.resolve("grpo")
+    console = Console(record=True, width=100, file=open("/dev/null", "w"))
+    console.print(training_view(store, key))
+    shown = console.export_text()
+    for name in ("reward", "held-out accuracy", "reply length", "KL to the start", "entropy"):
+        assert name in shown
+    assert "say " in shown and "->" in shown

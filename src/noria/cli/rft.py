@@ -51,6 +51,7 @@ def rft(
     from noria.artifacts import Executor
     from noria.stages.open_model import EvaluationSection, GrpoSection
     from noria.studio.live import LiveRun
+    from noria.studio.training_view import training_view
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     opened = open_store(store or out / "store")
@@ -60,7 +61,7 @@ def rft(
     measuring = EvaluationSection(max_tokens=max_tokens)
     plan = _steps(model, tasks, heldout, grader, training, measuring, seed, threads)
     screen = notices() if json_ else console()
-    live = LiveRun(plan, screen)
+    live = LiveRun(plan, screen, lambda: training_view(opened, {step.name: step.key for step in plan}["grpo"]))
     with live:
         made = Executor(opened, "rft", on_progress=live.observe).run(plan, {"tasks": str(tasks), "grader": str(grader)})
     results = _deliver(opened, made, out)
