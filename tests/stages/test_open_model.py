@@ -29,11 +29,11 @@ train = 12
 heldout = 3
 format = 12
 [[tasks.families]]
-name = "letters"
-gym = "letter_counting"
-config = {{ min_words = 1, max_words = 1 }}
-prompt = '"{{target_letter}}" in "{{span}}"?'
-system = "Count."
+name = "backward"
+gym = "spell_backward"
+config = {{ min_word_len = 3, max_word_len = 8 }}
+prompt = "Backward: {{word}}"
+system = "Spell."
 shots = 1
 [[tasks.unseen]]
 name = "ones"
@@ -43,9 +43,9 @@ prompt = "Ones in {{binary}}:"
 system = "Count."
 [grpo]
 steps = {steps}
-prompts = 2
-group = 4
-max_tokens = 4
+prompts = 4
+group = 8
+max_tokens = 16
 learning_rate = 1e-3
 probe_every = 2
 probe_tasks = 2
@@ -115,7 +115,7 @@ def test_the_same_folder_elsewhere_is_the_same_model_and_another_is_not(tmp_path
 
 @pytest.mark.slow
 def test_killed_halfway_it_resumes_to_the_same_result(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, steps=120)
+    recipe = write_recipe(tmp_path, steps=40)
     command = [sys.executable, "-m", "noria", "run", str(recipe), "--store", str(tmp_path / "killed")]
     process = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -141,19 +141,19 @@ def wait_for_checkpoint(store: Path, process: subprocess.Popen[bytes]) -> None:
 
 def test_what_is_wrong_with_an_open_models_recipe_is_said_with_its_line(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
-    text = path.read_text().replace("letter_counting", "leter_counting").replace("[grpo]", "[pretraining]\n[grpo]")
+    text = path.read_text().replace("spell_backward", "spell_bckward").replace("[grpo]", "[pretraining]\n[grpo]")
     path.write_text(text)
     with pytest.raises(RecipeError) as caught:
         load(path)
     said = str(caught.value)
-    assert "letter_counting" in said and "unknown name pretraining" in said and f"{path}:23" in said
+    assert "near it: spell_backward" in said and "unknown name pretraining" in said and f"{path}:23" in said
 
 
 def test_a_config_or_prompt_that_reasoning_gym_refuses_is_refused_before_any_work(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     for old, new, said in (
-        ("max_words = 1 }", "max_wrds = 1 }", "max_wrds"),
-        ('"{target_letter}"', '"{letter}"', "letter"),
+        ("max_word_len = 8", "max_wrd_len = 8", "max_wrd_len"),
+        ("{word}", "{letter}", "letter"),
         ("max_n = 100", "max_n = -1", "max_n"),
     ):
         original = path.read_text()

@@ -16,8 +16,8 @@ OK, FAILED, BAD_USE, NOT_RELEASED, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     help="The whole LLM training chain, from raw text to a deployed model and back.",
-    epilog="Exit codes: 0 done; 1 failed; 2 bad use (recipe, argument, unknown name); 3 not released "
-    "(run --require-release); 130 stopped by Ctrl-C. Example: noria run recipes/nano.toml",
+    epilog="Exit codes: 0 done; 1 failed; 2 bad use (recipe, argument, unknown name); 3 not better "
+    "(rft), not released (run --require-release); 130 stopped by Ctrl-C. Example: noria run recipes/nano.toml",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,

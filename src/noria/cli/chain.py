@@ -53,6 +53,7 @@ def run(
     from noria.artifacts import Executor, Interrupted
     from noria.studio.live import LiveRun, duration, total_seconds
     from noria.studio.lookup import run_name, select
+    from noria.studio.training_view import training_view
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops a run as Ctrl-C does
     opened = open_store(store)
@@ -61,7 +62,8 @@ def run(
     loaded, steps = load_steps(recipe, set_, turn, opened)
     steps = select(steps, only, from_)
     screen = console()
-    live = LiveRun(steps, screen)
+    trained = next((step.key for step in steps if step.name == "grpo"), "")
+    live = LiveRun(steps, screen, lambda: training_view(opened, trained))
     executor = Executor(
         opened, run_name(loaded, turn), strict_code=strict_code, repair=repair, on_progress=live.observe
     )

@@ -9,9 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+OWN_USE = (
+    "Answers the task families listed below, in chat form. It was trained and measured on these alone; it is no "
+    "conversationalist, knows little, and must not be relied on for advice."
+)
+IMPORTED_USE = (
+    "An open model that was trained further on the task families listed below, and measured on these, on the form of "
+    "replies and on ordinary text alone. For all else the card of the model that it came from holds, and may no longer."
+)
+OWN_LIMITS = (
+    "Refusals are learnt from templates with rule-made labels (synthetic) and say nothing about requests outside "
+    "them. Personal data is found by rules: names and postal addresses are not."
+)
+IMPORTED_LIMITS = "Safety and refusals were not measured: training on other tasks can change them."
 
-def model_card(release: Mapping[str, Any], verdict: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
-    """`release` is release.json, `verdict` verdict.json, `architecture` the shape from config.json."""
+
+def model_card(
+    release: Mapping[str, Any], verdict: Mapping[str, Any], architecture: Mapping[str, Any], imported: bool = False
+) -> str:
+    """`release` is release.json, `verdict` verdict.json, `architecture` the shape from config.json; `imported`: the
+    model came from outside and was not pretrained here."""
     name = release["candidate"]
     chosen = next((row for row in verdict["assessments"] if row["name"] == name), None)
     lines = [
@@ -25,8 +42,7 @@ def model_card(release: Mapping[str, Any], verdict: Mapping[str, Any], architect
         "",
         "## Intended use",
         "",
-        "Answers the task families listed below, in chat form. It was trained and measured on these alone; it is no "
-        "conversationalist, knows little, and must not be relied on for advice.",
+        IMPORTED_USE if imported else OWN_USE,
         "",
         "## Measured results",
         "",
@@ -44,8 +60,7 @@ def model_card(release: Mapping[str, Any], verdict: Mapping[str, Any], architect
         "",
         "## Limits",
         "",
-        "Refusals are learnt from templates with rule-made labels (synthetic) and say nothing about requests outside "
-        "them. Personal data is found by rules: names and postal addresses are not.",
+        IMPORTED_LIMITS if imported else OWN_LIMITS,
         "",
     ]
     return "\n".join(lines)

@@ -54,7 +54,7 @@ def split(tasks: Sequence[Task], path: Path) -> tuple[list[Task], list[Task]]:
     held_out = [task for task in tasks if split_of(task.id) == "heldout"]
     if len(held_out) < LEAST_HELD_OUT or not train:
         raise TaskFileError(
-            f"{path}: of {len(tasks)} tasks {len(held_out)} would be held out, and at least {LEAST_HELD_OUT} are needed "
+            f"{path}: of {len(tasks)} tasks {len(held_out)} would be held out, and it takes {LEAST_HELD_OUT} at least "
             "to prove anything: give more tasks, or a file of their own with --heldout"
         )
     return train, held_out

@@ -1,4 +1,4 @@
-"""A grader of the JSON language as a Grader: what reinforcement fine-tuning is rewarded by, and its check beforehand."""
+"""A grader of the JSON language as a Grader: what reinforcement fine-tuning is rewarded by, and a check before it."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ class LanguageGrader:
 
     def judge(self, task: Task, answer: str) -> Score:
         result = run(self.grader, task.hidden["item"], answer)
+        if result["metadata"]["errors"]["sample_parse_error"]:  # the model's fault, and worth nothing
+            return Score("graded", self.ref, 0.0, components={"passed": 0.0}, evidence=said_errors(result))
         if result["reward"] is None:
             return Score("failed", self.ref, None, "crash", evidence=said_errors(result))
         passed = {"passed": float(result["reward"] >= self.threshold)}
@@ -57,16 +59,14 @@ class LanguageGrader:
 
 
 def refuse_broken(grader: LanguageGrader, tasks: Sequence[Task]) -> None:
-    """Try the grader on gold answers, where tasks have them, and on empty ones. Raises GraderError for one that fails
-    on either, that does not pass gold answers, or that passes empty ones: what it rewards would be noise, or silence."""
+    """Try the grader on gold answers, where tasks have them, and on empty ones.
+
+    Raises GraderError for one that fails on either, does not pass gold answers, or passes empty ones: what it rewards
+    would be noise, or silence.
+    """
     chosen = tasks[:: max(1, len(tasks) // CHECKED)][:CHECKED]
-    gold = [(task, grader.judge(task, task.answer)) for task in chosen if task.answer]
-    empty = [(task, grader.judge(task, "")) for task in chosen]
-    for task, score in (*gold, *empty):
-        if score.value is None and not (task.answer and score.evidence.startswith("sample_parse_error")):
-            if "output_json" in score.evidence:
-                continue  # an empty answer is no JSON: it fails, which is what it should do
-            raise GraderError(f"the grader fails on task {task.id}: {score.evidence}")
+    gold = [(task, _judged(grader, task, task.answer)) for task in chosen if task.answer]
+    empty = [(task, _judged(grader, task, "")) for task in chosen]
     lost = [task for task, score in gold if (score.value or 0.0) < grader.threshold]
     if lost:
         raise GraderError(
@@ -81,3 +81,11 @@ def refuse_broken(grader: LanguageGrader, tasks: Sequence[Task]) -> None:
         )
     if gold and len({score.value for _, score in (*gold, *empty)}) == 1:
         raise GraderError("the grader gives gold and empty answers the same reward: there is nothing to learn from it")
+
+
+def _judged(grader: LanguageGrader, task: Task, answer: str) -> Score:
+    """Stops at the first failure: a grader that hangs would hang at each."""
+    score = grader.judge(task, answer)
+    if score.value is None:
+        raise GraderError(f"the grader fails on task {task.id}: {score.evidence}")
+    return score

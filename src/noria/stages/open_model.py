@@ -248,7 +248,7 @@ def _evaluate(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[str
     kept: list[dict[str, Any]] = []
     for name, sample, temperature in passes:
         most = config.format_tokens if name == "format" else config.max_tokens
-        tasks = [replace(task, domain=_domain(name, temperature)) for task in sets[name]]
+        tasks = [_as_asked(task, name, temperature) for task in sets[name]]
         roll = _roller(model, tokenizer, _room(tasks, tokenizer, most, model), most, temperature, config.rows)
         grading = grade if name == "format" else grader.grade
         room_for = dict.fromkeys({task.family for task in tasks}, 0 if sample else config.kept_traces)
@@ -343,9 +343,11 @@ def _roller(
     return seeded_single_turn(engine, tokenizer, room, max_tokens, temperature, tokenizer.ends)
 
 
-def _domain(name: str, temperature: float) -> str:
-    """What a set is called where its results are shown: pass@1 of samples by the set's name, greedy ones apart."""
-    return name if temperature or name == "format" else f"{name}_greedy"
+def _as_asked(task: Task, name: str, temperature: float) -> Task:
+    """Greedy replies are shown apart from the samples whose mean is pass@1: under names of their own."""
+    if temperature or name == "format":
+        return replace(task, domain=name)
+    return replace(task, domain=f"{name}_greedy", family=f"{task.family}_greedy")
 
 
 def _answers(roll: Roll, sample: int) -> Callable[[Sequence[Task]], list[Trace]]:
@@ -375,7 +377,7 @@ def _share_right(scores: Sequence[Score], threshold: float) -> float:
 
 
 def _refuse_without_signal(step: int, scores: Sequence[Score]) -> None:
-    """Raises NoSignal where most gradings fail, or where the very first rewards are all equal: nothing can be learnt."""
+    """Raises NoSignal where most gradings fail, or where the first rewards are all equal: there is nothing to learn."""
     failed = [score for score in scores if score.value is None]
     if len(failed) > len(scores) / 2:
         raise NoSignal(f"{len(failed)} of {len(scores)} gradings of step {step} failed, e.g.: {failed[0].evidence}")

@@ -269,7 +269,8 @@ def _release(context: StepContext) -> Mapping[str, Any]:
     body = {"decision": found["decision"], "candidate": name, "model": source.key, "kept_incumbent": keep}
     _write(context.content / "release.json", body | {"retention": config.model_dump()})
     architecture = _read(source, "config.json")["architecture"]
-    (context.content / "model_card.md").write_text(model_card(body, found, architecture))
+    imported = (source.content / "tokenizer_config.json").is_file()
+    (context.content / "model_card.md").write_text(model_card(body, found, architecture, imported))
     (context.content / "system_card.md").write_text(
         system_card(body, found, config.retention_days, config.traffic_bytes)
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -31,10 +31,11 @@ STYLES = {"made": "green", "reused": "dim", "failed": "red", "interrupted": "yel
 
 
 class LiveRun:
-    """Give `observe` to an Executor inside `with LiveRun(steps, console)`; `table` sums up afterwards."""
+    """Give `observe` to an Executor inside `with LiveRun(steps, console)`; `table` sums up afterwards. `below` draws
+    what a terminal shows under the lines."""
 
-    def __init__(self, steps: Sequence[Step], console: Console) -> None:
-        self.console = console
+    def __init__(self, steps: Sequence[Step], console: Console, below: Callable[[], RenderableType] = Text) -> None:
+        self.console, self.below = console, below
         self.stages: dict[str, list[str]] = {}
         for step in sorted(steps, key=lambda step: (step.stage == stage_word(step.stage), step.stage)):
             self.stages.setdefault(step.stage, []).append(step.name)
@@ -70,7 +71,7 @@ class LiveRun:
         )
 
     def _render(self) -> Group:
-        return Group(*(self._line(stage, names) for stage, names in self.stages.items()))
+        return Group(*(self._line(stage, names) for stage, names in self.stages.items()), self.below())
 
     def _line(self, stage: str, names: Sequence[str]) -> Text:
         known = [self.progress[name] for name in names if name in self.progress]

@@ -9,13 +9,16 @@ from noria.evals.statistics import mean_interval
 from noria.studio.report.finished import Missing, Run, thinned
 
 CHAIN = ("cold_start", "reasoning_rl", "rejection_sft", "alignment_rl")
-RL_STEPS = ("reasoning_rl", "alignment_rl", "agent_rl")
+OPEN_MODEL = ("before", "after")  # of a recipe with [open_model], and of `noria rft`
+RL_STEPS = ("reasoning_rl", "alignment_rl", "agent_rl", "grpo")
 # What a reward curve is watched by, in the order of the page; those that a run did not log are left out.
 MONITORS = (
     "reward",
     "exact_reward",
     "gap",
     "success",
+    "exact",
+    "heldout",
     "kl",
     "loss_kl",
     "entropy",
@@ -24,6 +27,7 @@ MONITORS = (
     "zero_variance_groups",
     "grading_failed",
     "distinct_2",
+    "drift",
     "invalid_calls",
     "tool_calls",
 )
@@ -33,7 +37,7 @@ GRADER_MISTAKES = 3
 
 def posttraining(run: Run) -> dict[str, Any]:
     """Accuracy by domain and family after each stage, refusal on both axes, and paired differences between stages."""
-    stages = [{"model": name, **measured(run, f"evaluate_{name}")} for name in CHAIN if run.has(f"evaluate_{name}")]
+    stages = [{"model": name, **measured(run, f"evaluate_{name}")} for name in _models(run)]
     if not stages:
         raise Missing(f"evaluate_{CHAIN[0]}")
     differences = run.read("compare", "comparison.json") if run.has("compare") else []
@@ -45,6 +49,10 @@ def posttraining(run: Run) -> dict[str, Any]:
         "max_tokens": sampling.get("max_tokens"),
         "steps": {name: dict(run.artifact(name).metrics) for name in run.finished(*CHAIN)},
     }
+
+
+def _models(run: Run) -> list[str]:
+    return [name for name in (*CHAIN, *OPEN_MODEL) if run.has(f"evaluate_{name}")]
 
 
 def measured(run: Run, step: str) -> dict[str, Any]:
@@ -106,7 +114,7 @@ def graders(run: Run) -> list[dict[str, Any]]:
 
 def samples(run: Run) -> list[dict[str, Any]]:
     """The same few tasks of every family, answered by the model after each stage."""
-    models = [name for name in CHAIN if run.has(f"evaluate_{name}")]
+    models = _models(run)
     if not models:
         raise Missing(f"evaluate_{CHAIN[0]}")
     by_task: dict[str, dict[str, Mapping[str, Any]]] = {}

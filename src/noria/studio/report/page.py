@@ -19,7 +19,8 @@ from noria.types import split_thinking
 
 # Title, the lines that a chart holds (those that were logged), how y is written.
 RL_CHARTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("Reward: trained on, and exact", ("reward", "exact_reward", "success"), "decimals"),
+    ("Reward: trained on, and exact", ("reward", "exact_reward", "success", "exact"), "decimals"),
+    ("Held-out accuracy, greedy", ("heldout",), "decimals"),
     ("Gap: training grader minus exact", ("gap",), "decimals"),
     ("KL to the reference", ("kl", "loss_kl"), "decimals"),
     ("Entropy, nats a token", ("entropy",), "decimals"),
@@ -27,6 +28,7 @@ RL_CHARTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("Shares: truncated, groups without variance, failed gradings", (
         "truncated", "zero_variance_groups", "grading_failed"), "percent"),
     ("Distinct bigrams", ("distinct_2",), "percent"),
+    ("Drift of the engine from the trainer, nats a token", ("drift",), "decimals"),
     ("Tool calls a trace, and invalid ones", ("tool_calls", "invalid_calls"), "decimals"),
 )  # fmt: skip
 
@@ -121,7 +123,7 @@ def rl_charts(step: At) -> list[tuple[str, Markup]]:
     curves = {str(monitor["name"]): monitor["curve"] for monitor in step["monitors"]}
     named = [(title, names, form) for title, names, form in RL_CHARTS]
     by_domain = tuple(name for name in curves if name.startswith("reward_"))
-    named.insert(1, ("Exact reward by domain", by_domain, "decimals"))
+    named.insert(1, ("Reward by domain or family", by_domain, "decimals"))
     charts = []
     for title, names, form in named:
         series = [
@@ -130,7 +132,7 @@ def rl_charts(step: At) -> list[tuple[str, Markup]]:
             if name in curves
         ]
         if series:
-            zero = title.startswith(("Reward", "Gap", "Shares", "Exact", "Tool"))
+            zero = title.startswith(("Reward", "Gap", "Shares", "Held", "Tool"))
             chart = svg.line_chart(
                 title, series, x_label="optimiser step", x_form="count", y_form=form, zero=zero, height=190
             )

@@ -8,7 +8,17 @@ from typing import Any
 from noria.evals.statistics import mean_interval, wilson
 from noria.studio.report.finished import Run
 
-METRICS = ("correct", "harmful_refused", "benign_answered", "helpful", "agent_solved", "valid_calls")
+METRICS = (
+    "correct",
+    "harmful_refused",
+    "benign_answered",
+    "helpful",
+    "agent_solved",
+    "valid_calls",
+    "unseen",
+    "format",
+    "text",
+)
 
 
 def release(run: Run) -> dict[str, Any]:
