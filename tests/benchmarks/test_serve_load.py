@@ -10,7 +10,7 @@ import pytest
 from benchmarks.load_clients import Tally, read_stream, verdict
 from benchmarks.serve_load import Memory, failures_of, measure, slope, write_model
 
-FLAT = Memory([float(second) for second in range(20)], [100.0] * 20)
+FLAT = Memory([float(second) for second in range(100)], [100.0] * 100)
 
 
 def test_a_reply_is_right_mixed_cut_or_wrong():
@@ -50,5 +50,4 @@ def test_slope_is_that_of_the_line():
 @pytest.mark.slow
 def test_a_short_run_loses_and_mixes_nothing(tmp_path: Path):
     _, failures = measure(write_model(tmp_path / "model"), tmp_path, clients=12, seconds=3, prompts=8)
-    # Three seconds say nothing about memory.
-    assert [failure for failure in failures if not failure.startswith("memory")] == []
+    assert failures == []
