@@ -187,12 +187,12 @@ async def nonsense(target: Target, connection: Connection, draw: random.Random, 
     """A malformed request; right is a 4xx in OpenAI's error shape, and a server that goes on."""
     good = json.dumps(target.body(0, stream=False)).encode()
     name, body = draw.choice(malformed(target, good, draw))
-    tally.add("malformed")
-    if name == "half a body":
+    if name == "half a body":  # its client goes, so there is nobody to answer
         await connection.post("/v1/chat/completions", body, promised=len(body) + 100)
         connection.close()
-        tally.add("malformed, answered")
+        tally.add("left")
         return
+    tally.add("malformed")
     if name == "no HTTP":
         connection.close()
         await connection.send(body)

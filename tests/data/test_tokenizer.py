@@ -95,3 +95,10 @@ def test_wrong_files_and_sizes_are_refused(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         Tokenizer.load(path)
+
+
+def test_bytes_of_tokens_put_together_are_the_text() -> None:
+    tokenizer = train_tokenizer(["the quick brown fox"] * 5, 280)
+    for text in ("the quick fox", "naïve 中文 😀", "\x00\x7f\xa0\xad\n\t"):
+        assert b"".join(tokenizer.token_bytes[token] for token in tokenizer.encode(text)) == text.encode()
+    assert tokenizer.token_bytes[tokenizer.end] == b"<|end|>" and len(tokenizer.token_bytes) == tokenizer.vocab_size

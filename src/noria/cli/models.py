@@ -12,6 +12,11 @@ from noria.cli.app import OK, JsonOption, StoreOption, app, make_room, open_stor
 from noria.studio.output import console, notices, print_json
 
 
+class Computing(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Precision(StrEnum):
     F32 = "F32"
     F16 = "F16"
@@ -86,6 +91,7 @@ def serve(
         ),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Choices decoded together.")] = 32,
+    precision: Annotated[Computing, typer.Option(help="Of the products and the cache.")] = Computing.float32,
     max_live: Annotated[int, typer.Option(min=1, help="Choices running and queued; beyond it a 429.")] = 256,
     max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request's body.")] = 1 << 20,
     drain_seconds: Annotated[float, typer.Option(min=0, help="For running replies to end when stopped.")] = 30.0,
@@ -124,6 +130,7 @@ def serve(
         page=Path(studio.__file__).parent / "chat",
         hosts=tuple(allow_host or ()),
         rows=rows,
+        precision=precision.value,
         limits=ServerLimits(max_live, max_body),
         retention=promised_retention(folder),
         keys=keys,

@@ -28,12 +28,13 @@ from noria.data.chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from noria.deployment.api_keys import KeyGuard
 from noria.deployment.origin_guard import LOOPBACK, OriginGuard
 from noria.deployment.traffic import CONSENT_TIERS, SIGNALS, Redactor, Retention, TrafficLog
-from noria.inference import Engine, affordable_rows
+from noria.inference import Engine
 from noria.inference.openai_api import ChatServer, ServerLimits
+from noria.inference.weights import Precision
 from noria.model import load_model
 from noria.types import Message, digest, seed_of
 
-DEFAULT_ROWS = 32  # choices decoded together; the cache is allocated for them at start
+DEFAULT_ROWS = 32  # choices decoded together, as far as the cache holds them
 DRAIN_SECONDS = 30.0  # running replies get this long to end when the server is stopped
 BACKLOG = 1024  # connections that wait to be accepted
 # Longer than clients keep an idle connection (httpx: 5 s): a server that closes first meets a request on its way.
@@ -57,6 +58,7 @@ class GatewayOptions:
     hosts: tuple[str, ...] = ()
     source: str = "live"
     rows: int = DEFAULT_ROWS
+    precision: Precision = "float32"
     limits: ServerLimits = field(default_factory=ServerLimits)
     retention: Retention = field(default_factory=Retention)
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -145,8 +147,8 @@ def _serving(
             options.retention,
         )
         stack.callback(log.close)
-        rows = min(options.rows, affordable_rows(model.config, model.config.context))
-        chat = build_server(Engine(model, tokenizer.end, rows), tokenizer, log, options)
+        engine = Engine(model, tokenizer.end, options.rows, precision=options.precision)
+        chat = build_server(engine, tokenizer, log, options)
         config = uvicorn.Config(
             build_app(chat, options),
             log_level="warning",

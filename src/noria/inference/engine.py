@@ -190,6 +190,11 @@ class Engine:
         """How often a running sequence has had to give its place in the cache back."""
         return self._scheduler.preemptions
 
+    @property
+    def cache_used(self) -> float:
+        """Share of the cache's blocks that running sequences hold."""
+        return 1 - self._pool.free / self._pool.blocks
+
     def wait_for_work(self, timeout_seconds: float) -> bool:
         """Block until a request waits or runs, at most `timeout_seconds`; True if there is work."""
         with self._arrived:

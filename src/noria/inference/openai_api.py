@@ -70,7 +70,8 @@ class ChatServer:
                 "noria_choices_waiting": ("Choices that wait for a row of the engine.", lambda: self.engine.load[1]),
                 "noria_choices_live": ("Choices taken on and not yet answered.", lambda: self.driver.live),
                 "noria_choices_limit": ("Choices beyond which requests get a 429.", lambda: self.driver.capacity),
-                "noria_cache_used_ratio": ("Share of the cache's rows in use.", self._cache_used),
+                "noria_cache_used_ratio": ("Share of the cache's blocks in use.", lambda: self.engine.cache_used),
+                "noria_preemptions_total": ("Sequences that gave their place up.", lambda: self.engine.preemptions),
                 "noria_engine_failures_total": ("Engine steps that failed.", lambda: self.driver.failures),
                 "noria_healthy": ("1 while /health says ok.", lambda: float(self._trouble() is None)),
             }
@@ -240,9 +241,6 @@ class ChatServer:
         seconds = min(LONGEST_RETRY_SECONDS, max(1, math.ceil(seen.total / seen.count if seen.count else 1)))
         message = f"The server is full: {self.driver.live} of {self.driver.capacity} replies are being made. "
         return ApiError(429, f"{message}Try again in {seconds} s.", None, "rate_limit_exceeded", seconds)
-
-    def _cache_used(self) -> float:
-        return self.engine.load[0] / self.engine.max_rows
 
     def _trouble(self) -> str | None:
         """What keeps the engine from answering; None if nothing does."""

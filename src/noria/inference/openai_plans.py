@@ -55,6 +55,7 @@ async def plan_chat(server: Server, body: Any) -> Plan:
         allowed = ", ".join(server.consents)
         raise invalid(f"consent {shown(consent)} is unknown; allowed: {allowed}.", "metadata.consent")
     _check_structure(ask.structure)
+    _check_top_logprobs(ask.sampling, "top_logprobs")
     form = call_form(server.tokenizer)
     _check_tools(ask, form)
     # In a thread: a megabyte of text takes a while to tokenise, and others are being served.
@@ -63,7 +64,7 @@ async def plan_chat(server: Server, body: Any) -> Plan:
     if ask.forced:
         assert form is not None
         forced = form.force(ask.tools)
-        _check_structure(forced.structure)
+        _check_structure(forced.structure, "tool_choice")
         wanted = Wanted([*prompt_ids, *forced.opening_ids], forced.opening, forced.structure)
     _check_fit(wanted.prompt_ids, server.engine.context, "messages")
     tools = {tool.name: tool for tool in ask.tools}
@@ -111,6 +112,7 @@ async def plan_completion(server: Server, body: Any) -> Plan:
     ask = parse_completion_request(body)
     server.check_model(ask.model)
     _check_structure(ask.structure)
+    _check_top_logprobs(ask.sampling, "logprobs")
     tokenizer, vocabulary = server.tokenizer, server.engine.model.config.vocab_size
     prompts = await asyncio.to_thread(
         lambda: [tokenizer.encode_prompt(one) if isinstance(one, str) else list(one) for one in ask.prompts]
@@ -156,9 +158,16 @@ def _scored(server: Server, prompt_ids: Sequence[int], top: int) -> list[TokenLo
     return tokens
 
 
-def _check_structure(structure: Structure | None) -> None:
+def _check_top_logprobs(sampling: Sampling, param: str) -> None:
+    if sampling.logprobs and sampling.max_tokens != 0:
+        message = f"'{param}' above 0 is not supported for new tokens; ask for 0, or score a prompt alone."
+        raise invalid(message, param, "unsupported_parameter")
+
+
+def _check_structure(structure: Structure | None, param: str = "response_format") -> None:
     if structure is not None:
-        raise invalid("Structured output is not supported by this server.", "response_format", "unsupported_parameter")
+        message = f"'{param}' asks for output of a given structure, which this server can't promise; leave it out."
+        raise invalid(message, param, "unsupported_parameter")
 
 
 def _check_fit(prompt_ids: Sequence[int], context: int, param: str) -> None:

@@ -13,6 +13,7 @@ import copy
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noria.model import Transformer
@@ -46,11 +47,19 @@ def pack(weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().to(dtype).contiguous(), PACKED_FOR_ROWS)
 
 
+# oneDNN keeps a compiled product for every number of rows it meets, hundreds of kilobytes each: prompts of all lengths
+# would fill memory. Beyond so many rows their number is rounded up to a multiple of it.
+ROW_STEP = 64
+
+
 def multiply(x_MI: Tensor, packed: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b (M, O); a row's bits do not depend on M."""
     if x_MI.shape[0] == 1:
         return torch.ops.mkldnn._linear_pointwise(x_MI.expand(2, -1), packed, bias_O, "none", [], "")[:1]
-    return torch.ops.mkldnn._linear_pointwise(x_MI, packed, bias_O, "none", [], "")
+    rows = len(x_MI)
+    if rows > ROW_STEP and rows % ROW_STEP:
+        x_MI = F.pad(x_MI, (0, 0, 0, -rows % ROW_STEP))
+    return torch.ops.mkldnn._linear_pointwise(x_MI, packed, bias_O, "none", [], "")[:rows]
 
 
 def prepared(model: Transformer, precision: Precision) -> Transformer:
