@@ -9,7 +9,8 @@ in the middle and 15% are malformed; the server takes on fewer than the clients 
 In the end the server must have no reply in flight, must be well, and must stop when told to.
 
 Exits with 1 where a reply was lost, wrong or another prompt's, a malformed body not refused with a 4xx, the log lacks a
-reply, or resident memory grew by more than 5% from the second fifth of the run to the last (judged in runs of a minute or more).
+reply, or resident memory grew by more than 5% from the second fifth of the run to the last (judged in runs of a minute
+or more).
 """
 
 from __future__ import annotations
