@@ -68,7 +68,9 @@ class Worker:
         self.contestant, self._log = contestant, log
         self.name = ""
         ours = contestant.kind in ("ours", "limits")
-        threads = str(task["threads"])
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+        if contestant.kind != "vllm":  # it binds its threads by itself and warns of more of them
+            environment["OMP_NUM_THREADS"] = str(task["threads"])
         path = os.pathsep.join(map(str, (ROOT, ROOT / "src"))) if ours else ""
         self._process = subprocess.Popen(
             [
@@ -80,7 +82,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+            env=environment | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
         )
 
     def __enter__(self) -> Worker:
@@ -201,8 +203,8 @@ def batch_rows(machine: Machine, batch: int, repetitions: int) -> list[Row]:
             label = f"{timed[peer].name}, {peer.variant}"
             rows.append(paired_row(case, label, rates, timed[peer].rates(made), "tokens/s", lower_is_better=False))
         rows.append(limit_row(case, timed[ours], rates, timed[LIMITS], ours.precision, batch))
-    for peer, rate in tried.items():
-        rows.append(Row(f"batch {batch}, tried once", f"transformers, {peer.variant}", rates[0], rate, "tokens/s"))
+        for peer in (peer for peer in tried if peer.precision == ours.precision):
+            rows.append(Row(f"{case}, tried once", f"transformers, {peer.variant}", rates[0], tried[peer], "tokens/s"))
     return rows
 
 

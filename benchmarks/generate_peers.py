@@ -59,9 +59,8 @@ def transformers_generate(task: dict[str, Any]) -> tuple[str, Generate]:
 
 
 def vllm_generate(task: dict[str, Any]) -> tuple[str, Generate]:
-    """vLLM's CPU build in this very process, on the same cores as everyone."""
+    """vLLM's CPU build on the same cores as everyone."""
     os.environ |= {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))[: task["threads"]])),
     }
