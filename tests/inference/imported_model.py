@@ -45,9 +45,13 @@ def write_tokenizer(folder: Path, template: str) -> Path:
     return folder
 
 
-def write_imported_model(folder: Path, template: str = PLAIN, context: int = 1024) -> Path:
+def write_imported_model(
+    folder: Path, template: str = PLAIN, context: int = 1024, config: ModelConfig | None = None
+) -> Path:
     write_tokenizer(folder, template)
-    config = ModelConfig(vocab_size=259, width=32, layers=2, heads=2, kv_heads=1, ffn_width=64, context=context)
+    config = config or ModelConfig(
+        vocab_size=259, width=32, layers=2, heads=2, kv_heads=1, ffn_width=64, context=context
+    )
     (folder / "tokenizer.json").rename(folder / "source.json")
     save_model(folder, Transformer(config, seed=1), folder / "source.json")
     (folder / "source.json").unlink()

@@ -1,0 +1,79 @@
+"""Our side of `benchmarks/generate.py`: the engine, and the limits of the machine that it is held against."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.generate_peers import Generate, serve
+from noria.inference import Engine, Request, SamplingParams
+from noria.inference.weights import multiply, pack
+from noria.model import Transformer, load_model
+
+NEVER = -1  # no token has this id: with it as the end, every reply has the same length
+READ_BYTES, PRODUCT_SIZE = 2**30, 2048
+LIMIT_TRIES = 5
+
+
+def engine(task: dict[str, Any]) -> tuple[str, Generate]:
+    model = load_model(Path(task["model"]))
+    found = Engine(model, NEVER, max_rows=task["batch"], context=task["context"], precision=task["variant"])
+    weights, weight_bytes = weights_of(model, task["variant"])
+
+    def generate(prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+        params = SamplingParams(max_tokens=tokens, temperature=0.0)
+        done = found.generate([Request(prompt, params) for prompt in prompts])
+        lengths = [len(completion.token_ids) for completion in done]
+        return {"lengths": lengths, "weights": weights, "weight_bytes": weight_bytes}
+
+    return f"noria {importlib.metadata.version('noria')}", generate
+
+
+def weights_of(model: Transformer, precision: str) -> tuple[int, int]:
+    """(weights that a token is multiplied with, their bytes in the engine): the head is kept in fp32."""
+    layers = {path: module.weight.numel() for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    itemsize = getattr(torch, precision).itemsize
+    return sum(layers.values()), sum(count * (4 if path == "head" else itemsize) for path, count in layers.items())
+
+
+def limits(task: dict[str, Any]) -> tuple[str, Generate]:
+    """Best of a few: bytes a second of summing a large array, operations a second of large packed products."""
+    array = torch.ones(READ_BYTES // 4)
+    square = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE)
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    pairs = {name: (square.to(dtype), pack(square, dtype)) for name, dtype in dtypes.items()}
+
+    @torch.inference_mode()
+    def measure(prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+        products = {name: 2 * PRODUCT_SIZE**3 / best(lambda pair=pair: multiply(*pair)) for name, pair in pairs.items()}
+        return {"bandwidth": READ_BYTES / best(array.sum), "products": products}
+
+    return "limits", measure
+
+
+def best(work: Callable[[], object]) -> float:
+    return min(_seconds(work) for _ in range(LIMIT_TRIES))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    task: dict[str, Any] = json.loads(sys.argv[1])
+    torch.set_num_threads(task["threads"])
+    serve(*{"ours": engine, "limits": limits}[task["kind"]](task))
+
+
+if __name__ == "__main__":
+    main()
