@@ -63,6 +63,7 @@ def data(store: Store, run_name: str | None = None) -> dict[str, Any]:
             "finished": run.last["finished"],
             "seconds": seconds_between(run.last["started"], run.last["finished"]),
             "starts": run.starts,
+            "open_model": any(stage["stage"] == data_sections.OPEN_MODEL for stage in chain),
             "steps": len(steps),
             "finished_steps": sum(step["status"] in FINISHED for step in steps),
             "seconds_of_steps": sum(step["seconds"] or 0.0 for step in steps),

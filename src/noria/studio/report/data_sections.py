@@ -9,11 +9,13 @@ from typing import Any
 
 from noria.studio.report.finished import FINISHED, Run, seconds_between
 
+OPEN_MODEL = "s4_open_model"  # in the place of stages 1 to 4 where a recipe starts from an imported model
 STAGES = {
     "s1_raw_data": "Raw data",
     "s2_data_engineering": "Data engineering",
     "s3_system_recipe": "System recipe",
     "s4_pretraining": "Pretraining",
+    OPEN_MODEL: "Open model",
     "s5_posttraining": "Post-training",
     "s6_evaluation": "Evaluation, grader, reward",
     "s7_agent_harness": "Agent harness",
