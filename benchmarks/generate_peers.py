@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 Generate = Callable[[list[list[int]], int], dict[str, Any]]
@@ -83,17 +82,11 @@ def vllm_generate(task: dict[str, Any]) -> tuple[str, Generate]:
 
 
 def llama_generate(task: dict[str, Any]) -> tuple[str, Generate]:
-    """llama.cpp on the same weights, written anew in bf16: 16 bits a weight, as ours."""
+    """llama.cpp on the same weights in bf16: 16 bits a weight, as ours."""
     import llama_cpp
 
-    path = Path(task["scratch"]) / "llama-bf16.gguf"
-    settings = llama_cpp.llama_model_quantize_default_params()
-    settings.ftype, settings.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_BF16, True
-    settings.nthread = task["threads"]
-    if llama_cpp.llama_model_quantize(task["model"].encode(), str(path).encode(), settings):
-        raise SystemExit(f"llama.cpp can't write {task['model']} in bf16")
     model = llama_cpp.Llama(
-        str(path),
+        task["model"],
         n_ctx=task["context"],
         n_threads=task["threads"],
         n_threads_batch=task["threads"],
@@ -105,7 +98,7 @@ def llama_generate(task: dict[str, Any]) -> tuple[str, Generate]:
         ids = list(itertools.islice(model.generate(prompt, temp=0.0), tokens))
         return {"lengths": [len(ids)]}
 
-    return f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}", generate
+    return f"llama-cpp-python {llama_cpp.__version__}", generate
 
 
 def main() -> None:

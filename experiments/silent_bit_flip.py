@@ -19,7 +19,7 @@ import torch
 from experiments.nano import Text, text
 from experiments.verdict import arguments, judge, picture, show
 from noria.model import Transformer
-from noria.training import Annotated, GuardConfig, LoopConfig, PolicyLoss, Progress, train
+from noria.training import Annotated, GuardConfig, LoopConfig, Objective, Progress, train
 from noria.training.loop import optimiser_step
 from noria.training.pretraining import batch_at
 
@@ -43,7 +43,7 @@ def unguarded(data: Text, seed: int, bit: int) -> tuple[list[float], float]:
     for step in range(STEPS):
         if step == AT:
             flip(model, bit)
-        row = optimiser_step(model, optimizer, batch_at(stream, step), CONFIG, CONFIG.rate(step), PolicyLoss())
+        row = optimiser_step(model, optimizer, batch_at(stream, step), CONFIG, CONFIG.rate(step), Objective())
         losses.append(row["loss_ce"])
     return losses, data.loss(model.eval())
 
