@@ -119,7 +119,6 @@ def test_logprobs_of_new_tokens_continue_those_of_the_echo(client: openai.OpenAI
         ({"prompt": "z" * 400}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": 21}, "logprobs"),
-        ({"logprobs": 2}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"echo": "yes"}, "echo"),
         ({"messages": []}, "messages"),

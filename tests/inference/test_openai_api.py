@@ -154,8 +154,7 @@ def test_long_prompt_is_refused_with_numbers(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
         ({"top_logprobs": 5}, "top_logprobs"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
-        ({"top_logprobs": 2, "logprobs": True}, "top_logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"structured_outputs": {"regex": "(("}}, "structured_outputs"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
         ({"tool_choice": "auto"}, "tool_choice"),
@@ -267,3 +266,23 @@ def test_reply_text_holds_back_half_characters_and_possible_stops(folder: Path) 
         pieces = [reply.feed(token) for token in ids] + [reply.flush()]
         assert "".join(pieces) == reply.text == wanted
         assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_reply_keeps_to_its_schema_and_tells_the_likeliest_tokens(served: tuple[str, Path]) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema |= {"additionalProperties": False}
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    asked = {"model": "noria", "messages": ASK, "response_format": format_, "max_tokens": 60, "seed": 1}
+    status, body = post(served[0], {**asked, "logprobs": True, "top_logprobs": 3})
+    assert status == 200, body
+    choice = body["choices"][0]
+    assert choice["message"]["content"].lstrip().startswith("{")
+    if choice["finish_reason"] == "stop":
+        assert set(json.loads(choice["message"]["content"])) == {"ok"}
+    told = choice["logprobs"]["content"]
+    assert told and all(1 <= len(token["top_logprobs"]) <= 3 for token in told)
+    status, body = post(
+        served[0],
+        {"model": "noria", "messages": ASK, "structured_outputs": {"choice": ["yes", "no"]}, "max_tokens": 20},
+    )
+    assert body["choices"][0]["message"]["content"] in ("yes", "no")

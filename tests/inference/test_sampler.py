@@ -7,7 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from noria.inference.sampler import SamplingParams, request_noise, sample
+from noria.inference import sampler
+from noria.inference.sampler import SamplingParams, distribution, penalised, request_noise, sample
 
 PARAMS = [
     {},
@@ -19,16 +20,21 @@ PARAMS = [
     {"top_p": 0.8},
     {"top_p": 1e-9},
     {"top_k": 4, "top_p": 0.7, "temperature": 2.0},
+    {"min_p": 0.2},
+    {"min_p": 1.0, "temperature": 1.5},
+    {"min_p": 0.05, "top_k": 6, "top_p": 0.9},
 ]
 
 
-def brute_force(logits, temperature=1.0, top_k=0, top_p=1.0):
+def brute_force(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """Probabilities, token by token: sorted, cut after k, cut once the mass before a token reaches p, renormalised."""
     weights = np.exp(np.float64(logits) / temperature)
     weights /= weights.sum()
     kept, mass = {}, 0.0
     for rank, token in enumerate(sorted(range(len(weights)), key=lambda i: -weights[i])):
-        if rank and ((top_k and rank >= top_k) or (top_p < 1 and mass >= top_p)):
+        if rank and (
+            (top_k and rank >= top_k) or (top_p < 1 and mass >= top_p) or weights[token] < min_p * max(weights)
+        ):
             break
         kept[token] = weights[token]
         mass += weights[token]
@@ -90,8 +96,38 @@ def test_noise_is_the_requests_own():
 
 
 @pytest.mark.parametrize(
-    "params", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"max_tokens": 0}, {"topk": 1}]
+    "params",
+    [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"max_tokens": 0}, {"topk": 1}, {"min_p": 2}],
 )
 def test_values_outside_their_range_are_refused(params):
     with pytest.raises(ValidationError):
         SamplingParams(**params)
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 12])
+def test_where_a_cut_is_looked_for_first_does_not_matter(candidates, monkeypatch):
+    rows = [SamplingParams(**params) for params in PARAMS]
+    stacked = torch.stack([logits(seed=seed) for seed in range(len(rows))])
+    expected = distribution(stacked, rows)
+    monkeypatch.setattr(sampler, "CANDIDATES", candidates)
+    torch.testing.assert_close(distribution(stacked, rows), expected)
+
+
+def test_the_kernel_and_pytorch_draw_the_same_tokens(monkeypatch):
+    rows = [SamplingParams(), SamplingParams(temperature=0.7, top_p=0.9), SamplingParams(temperature=0.0)] * 20
+    wide = torch.randn(60, 5000, generator=torch.Generator().manual_seed(0)) * 3
+    uniform = torch.rand(60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tokens, logprobs = sample(wide, rows, uniform)
+    monkeypatch.setattr(sampler, "kernels", lambda: None)
+    others, expected = sample(wide, rows, uniform)
+    assert torch.equal(tokens, others)
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+
+
+def test_penalties_and_biases_are_the_formulas():
+    row = torch.tensor([2.0, -1.0, 0.5, 3.0])
+    found = penalised(row, SamplingParams(presence_penalty=0.5, frequency_penalty=0.25), [3], [0, 2, 2])
+    assert found.tolist() == [2.0 - 0.75, -1.0, 0.5 - 1.0, 3.0]
+    assert penalised(row, SamplingParams(repetition_penalty=2.0), [1, 1], [3]).tolist() == [2.0, -2.0, 0.5, 1.5]
+    assert penalised(row, SamplingParams(logit_bias={1: 4.0, 3: -1.0}), [], []).tolist() == [2.0, 3.0, 0.5, 2.0]
+    assert row.tolist() == [2.0, -1.0, 0.5, 3.0]

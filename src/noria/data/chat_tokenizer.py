@@ -17,6 +17,9 @@ class ChatTokenizer(Protocol):
     pad: int
 
     @property
+    def special_ids(self) -> tuple[int, ...]: ...
+
+    @property
     def token_bytes(self) -> list[bytes]: ...
 
     def render(self, messages: Sequence[Message], generation: bool = True) -> list[int]: ...

@@ -100,6 +100,11 @@ class ImportedTokenizer:
         return re.search(r"{%.*\btools\b.*%}", self.template) is not None
 
     @cached_property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that no text has."""
+        return tuple(index for index, token in self._text.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
     def token_bytes(self) -> list[bytes]:
         """What each id stands for, as bytes; a token may hold a part of a character."""
         return token_bytes(self._text)

@@ -99,6 +99,11 @@ class Tokenizer:
         """Ids of a text to be continued, as documents begin in training."""
         return [self.bos, *self.encode(text)]
 
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that no text has."""
+        return tuple(range(len(SPECIALS)))
+
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """What each id stands for, as bytes; a token may hold a part of a character."""

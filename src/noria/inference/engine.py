@@ -8,10 +8,11 @@ B rows, T prompt tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -23,17 +24,22 @@ from noria.inference import scheduler
 from noria.inference.batch import batch_of
 from noria.inference.cache import BLOCK, CACHE_BYTES, BlockPool, PagedCache
 from noria.inference.network import network
-from noria.inference.sampler import SamplingParams, request_noise, sample
+from noria.inference.sampler import SamplingParams, distribution, penalised, request_noise, sample
+from noria.inference.structured import Constraint
 from noria.inference.weights import Precision, fingerprint
 from noria.model import Transformer
 
 Finish = Literal["stop", "length", "aborted"]
+Likeliest = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
 class Request:
+    """`structure` makes what keeps the reply to a form, anew for each reply (`structured.py`)."""
+
     prompt_ids: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
+    structure: Callable[[], Constraint] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Completion:
     logprobs: tuple[float, ...]
     finish: Finish
     policy_version: int
+    # At each place the likeliest (token id, log-probability), where the request asked for `top_logprobs`.
+    top_logprobs: tuple[Likeliest, ...] = ()
 
 
 class RequestTooLong(ValueError):
@@ -63,6 +71,8 @@ class Handle:
         self.request, self.budget = request, budget
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
+        self.top_logprobs: list[Likeliest] = []
+        self.constraint = request.structure() if request.structure else None
         self.noise = request_noise(request.params, budget)
         self._aborted = threading.Event()
         self._events: queue.SimpleQueue[int | Completion | BaseException] = queue.SimpleQueue()
@@ -108,13 +118,18 @@ class Handle:
             raise self._outcome
         return self._outcome
 
-    def push(self, token: int, logprob: float) -> None:
+    def push(self, token: int, logprob: float, likeliest: Likeliest | None = None) -> None:
+        if likeliest is not None:
+            self.top_logprobs.append(likeliest)
+        if self.constraint is not None:
+            self.constraint.accept(token)
         self.token_ids.append(token)
         self.logprobs.append(logprob)
         self._events.put(token)
 
     def finish(self, reason: Finish, version: int) -> None:
-        self._events.put(Completion(tuple(self.token_ids), tuple(self.logprobs), reason, version))
+        tops = tuple(self.top_logprobs)
+        self._events.put(Completion(tuple(self.token_ids), tuple(self.logprobs), reason, version, tops))
 
     def fail(self, error: BaseException) -> None:
         self._events.put(error)
@@ -129,6 +144,7 @@ class Engine:
 
     `max_rows` sequences run at once, fewer where `cache_bytes` (at least one whole context) does not hold their tokens:
     then the latest arrivals are pre-empted and go on later. A step computes up to `step_tokens` tokens of prompts.
+    `decode` (a tokenizer's) is what stop strings need.
     """
 
     def __init__(
@@ -140,8 +156,9 @@ class Engine:
         precision: Precision = "float32",
         cache_bytes: int = CACHE_BYTES,
         step_tokens: int = 2048,
+        decode: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
-        self.model, self.end_id, self.precision = model, end_id, precision
+        self.model, self.end_id, self.precision, self._decode = model, end_id, precision, decode
         self.context = min(context or model.config.context, model.config.context)
         self.max_rows, self.policy_version = max_rows, 0
         self._network, self._fingerprint = network(model, precision), fingerprint(model)
@@ -166,6 +183,10 @@ class Engine:
             )
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.model.config.vocab_size:
             raise ValueError(f"a prompt holds a token id outside 0..{self.model.config.vocab_size - 1}")
+        if any(token >= self.model.config.vocab_size or token < 0 for token in request.params.logit_bias):
+            raise ValueError(f"logit_bias holds a token id outside 0..{self.model.config.vocab_size - 1}")
+        if request.params.stop and self._decode is None:
+            raise ValueError("stop strings need an engine that was given a tokenizer's decode")
         handle = Handle(request, min(request.params.max_tokens, room))
         with self._arrived:
             self._arrivals.append(handle)
@@ -282,18 +303,48 @@ class Engine:
         handles = [sequence.owner for sequence in sequences]
         uniform_B = torch.tensor(np.array([handle.noise[len(handle.token_ids)] for handle in handles]))
         params = [handle.request.params for handle in handles]
-        token_B, logprob_B = sample(self._network.logits(hidden_BD), params, uniform_B)
-        for sequence, token, logprob in zip(sequences, token_B.tolist(), logprob_B.tolist(), strict=True):
+        logits_BV = self._network.logits(hidden_BD)
+        for row, handle in enumerate(handles):
+            if params[row].penalises:
+                logits_BV[row] = penalised(logits_BV[row], params[row], handle.request.prompt_ids, handle.token_ids)
+            if handle.constraint is not None:
+                logits_BV[row].masked_fill_(~handle.constraint.allowed(logits_BV.shape[1]), -torch.inf)
+        token_B, logprob_B = sample(logits_BV, params, uniform_B)
+        tops = _likeliest(logits_BV, params)
+        for row, (token, logprob) in enumerate(zip(token_B.tolist(), logprob_B.tolist(), strict=True)):
+            sequence = sequences[row]
             sequence.tokens.append(token)
-            sequence.owner.push(token, logprob)
+            sequence.owner.push(token, logprob, tops.get(row))
             if reason := self._finished(sequence.owner):
                 self._scheduler.finish(sequence)
                 sequence.owner.finish(reason, self.policy_version)
 
     def _finished(self, handle: Handle) -> Finish | None:
-        if handle.token_ids[-1] == self.end_id or handle.token_ids[-1] in handle.request.params.stop_ids:
+        params = handle.request.params
+        if handle.token_ids[-1] == self.end_id or handle.token_ids[-1] in params.stop_ids:
             return "stop"
+        if handle.constraint is not None and handle.constraint.complete:
+            return "stop"
+        if params.stop and self._decode is not None:
+            # A token is a byte of text at least, but for special ones, and up to three bytes of a character may wait.
+            tail = self._decode(handle.token_ids[-(max(len(stop.encode()) for stop in params.stop) + 4) :])
+            if any(stop in tail for stop in params.stop):
+                return "stop"
         return "length" if len(handle.token_ids) >= handle.budget else None
+
+
+def _likeliest(logits_BV: Tensor, params: Sequence[SamplingParams]) -> dict[int, Likeliest]:
+    """Of the rows that ask for them, the likeliest tokens of the distribution sampled from, those that can come."""
+    rows = [row for row, asked in enumerate(params) if asked.top_logprobs]
+    if not rows:
+        return {}
+    most = min(max(params[row].top_logprobs for row in rows), logits_BV.shape[1])
+    best = distribution(logits_BV[rows], [params[row] for row in rows]).topk(most, -1)
+    found: dict[int, Likeliest] = {}
+    for row, ids, values in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
+        pairs = list(zip(ids, values, strict=True))[: params[row].top_logprobs]
+        found[row] = tuple((token, value) for token, value in pairs if value > -math.inf)
+    return found
 
 
 @torch.inference_mode()

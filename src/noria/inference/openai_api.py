@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import secrets
@@ -32,6 +33,7 @@ from noria.inference.openai_plans import Plan, plan_chat, plan_completion
 from noria.inference.openai_replies import Reply, as_api_error
 from noria.inference.openai_schema import ApiError
 from noria.inference.serving import EngineDriver, LiveRequest, ServedChoice, ServedRequest, ServerStopping
+from noria.inference.structured import Structures
 
 LOG = logging.getLogger("noria.serving")
 LONGEST_RETRY_SECONDS = 60
@@ -76,6 +78,11 @@ class ChatServer:
                 "noria_healthy": ("1 while /health says ok.", lambda: float(self._trouble() is None)),
             }
         )
+
+    @functools.cached_property
+    def structures(self) -> Structures:
+        """Compiles what replies are to match; made when the first request asks for it."""
+        return Structures(self.tokenizer.token_bytes, self.tokenizer.ends, self.tokenizer.special_ids)
 
     def app(self, routes: Sequence[BaseRoute] = (), middleware: Sequence[Any] = ()) -> Starlette:
         """The application; `routes` come after the API's own."""

@@ -16,6 +16,7 @@ from noria.inference.openai_replies import Shape
 from noria.inference.openai_schema import ApiError, Sampling, invalid, shown
 from noria.inference.prompt_logprobs import prompt_logprobs
 from noria.inference.serving import TokenLogprob, Wanted, token_logprob
+from noria.inference.structured import BrokenStructure, Constraint, Structures
 from noria.inference.tool_calls import CallForm, CallReader, Structure, call_form
 from noria.types import Message
 
@@ -26,6 +27,9 @@ class Server(Protocol):
     engine: Engine
     tokenizer: ChatTokenizer
     consents: Sequence[str]
+
+    @property
+    def structures(self) -> Structures: ...
 
     def check_model(self, name: str) -> None: ...
 
@@ -54,18 +58,16 @@ async def plan_chat(server: Server, body: Any) -> Plan:
     if consent not in server.consents:
         allowed = ", ".join(server.consents)
         raise invalid(f"consent {shown(consent)} is unknown; allowed: {allowed}.", "metadata.consent")
-    _check_structure(ask.structure)
-    _check_top_logprobs(ask.sampling, "top_logprobs")
     form = call_form(server.tokenizer)
     _check_tools(ask, form)
     # In a thread: a megabyte of text takes a while to tokenise, and others are being served.
     prompt_ids = await asyncio.to_thread(_chat_prompt, server.tokenizer, form, ask)
-    wanted = Wanted(prompt_ids, structure=ask.structure)
+    wanted = Wanted(prompt_ids, structure=await _constraint(server, ask.structure, _field(body)))
     if ask.forced:
         assert form is not None
         forced = form.force(ask.tools)
-        _check_structure(forced.structure, "tool_choice")
-        wanted = Wanted([*prompt_ids, *forced.opening_ids], forced.opening, forced.structure)
+        kept = await _constraint(server, forced.structure, "tool_choice")
+        wanted = Wanted([*prompt_ids, *forced.opening_ids], forced.opening, kept)
     _check_fit(wanted.prompt_ids, server.engine.context, "messages")
     tools = {tool.name: tool for tool in ask.tools}
     reader = (lambda: CallReader(form, tools)) if form and tools else None
@@ -111,8 +113,7 @@ async def plan_completion(server: Server, body: Any) -> Plan:
     """Raises ApiError."""
     ask = parse_completion_request(body)
     server.check_model(ask.model)
-    _check_structure(ask.structure)
-    _check_top_logprobs(ask.sampling, "logprobs")
+    structure = await _constraint(server, ask.structure, _field(body))
     tokenizer, vocabulary = server.tokenizer, server.engine.model.config.vocab_size
     prompts = await asyncio.to_thread(
         lambda: [tokenizer.encode_prompt(one) if isinstance(one, str) else list(one) for one in ask.prompts]
@@ -124,7 +125,7 @@ async def plan_completion(server: Server, body: Any) -> Plan:
     echoes = await asyncio.to_thread(_echoes, server, ask, prompts) if ask.echo else []
     return Plan(
         prefix=CompletionReply.prefix,
-        wanted=tuple(Wanted(ids, structure=ask.structure) for ids in prompts for _ in range(ask.sampling.n)),
+        wanted=tuple(Wanted(ids, structure=structure) for ids in prompts for _ in range(ask.sampling.n)),
         sampling=ask.sampling,
         shape=lambda head: CompletionReply(ask, head, echoes),
         prompt_tokens=sum(map(len, prompts)),
@@ -158,16 +159,18 @@ def _scored(server: Server, prompt_ids: Sequence[int], top: int) -> list[TokenLo
     return tokens
 
 
-def _check_top_logprobs(sampling: Sampling, param: str) -> None:
-    if sampling.logprobs and sampling.max_tokens != 0:
-        message = f"'{param}' above 0 is not supported for new tokens; ask for 0, or score a prompt alone."
-        raise invalid(message, param, "unsupported_parameter")
+async def _constraint(server: Server, structure: Structure | None, param: str) -> Callable[[], Constraint] | None:
+    """In a thread: a large schema takes a while to compile, and the first of a server its vocabulary."""
+    if structure is None:
+        return None
+    try:
+        return await asyncio.to_thread(lambda: server.structures.constraint(structure.kind, structure.value))
+    except BrokenStructure as error:
+        raise invalid(f"'{param}' can't be kept: {error}.", param) from error
 
 
-def _check_structure(structure: Structure | None, param: str = "response_format") -> None:
-    if structure is not None:
-        message = f"'{param}' asks for output of a given structure, which this server can't promise; leave it out."
-        raise invalid(message, param, "unsupported_parameter")
+def _field(body: Mapping[str, Any]) -> str:
+    return "response_format" if body.get("structured_outputs") is None else "structured_outputs"
 
 
 def _check_fit(prompt_ids: Sequence[int], context: int, param: str) -> None:

@@ -5,7 +5,7 @@ B rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,8 +25,25 @@ class SamplingParams(BaseModel):
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     top_k: int = Field(default=0, ge=0, description="0 keeps all tokens")
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="least share of the likeliest token's probability")
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0, description="off a token's logit once it was sampled")
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0, description="off it for each time it was sampled")
+    repetition_penalty: float = Field(
+        default=1.0, gt=0.0, le=10.0, description="logits of tokens in prompt or reply: over it, negative ones times it"
+    )
+    logit_bias: Mapping[int, float] = Field(default={}, description="token id -> added to its logit")
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = Field(default=(), description="a reply ends once its text holds one of these")
+    top_logprobs: int = Field(default=0, ge=0, le=100, description="likeliest tokens reported at each place")
+
+    @property
+    def truncates(self) -> bool:
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
+
+    @property
+    def penalises(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1 or self.logit_bias)
 
 
 def request_noise(params: SamplingParams, count: int) -> np.ndarray:
@@ -37,6 +54,32 @@ def request_noise(params: SamplingParams, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=params.seed & (2**64 - 1))).random(count)
 
 
+def penalised(logits_V: Tensor, params: SamplingParams, prompt_ids: Sequence[int], reply_ids: Sequence[int]) -> Tensor:
+    """A row of logits after its penalties and biases; the formulas of OpenAI's interface and, for repetition, of CTRL
+    (arXiv 1909.05858, section 4.1) as commonly implemented."""
+    logits_V = logits_V.clone()
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*prompt_ids, *reply_ids}))
+        found = logits_V[seen]
+        logits_V[seen] = torch.where(found > 0, found / params.repetition_penalty, found * params.repetition_penalty)
+    if (params.presence_penalty or params.frequency_penalty) and reply_ids:
+        sampled, count = torch.tensor(reply_ids).unique(return_counts=True)
+        logits_V[sampled] -= params.presence_penalty + params.frequency_penalty * count
+    if params.logit_bias:
+        logits_V[torch.tensor(list(params.logit_bias))] += torch.tensor(list(params.logit_bias.values()))
+    return logits_V
+
+
+def distribution(logits_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Log-probabilities (B, V) of what `sample` draws from: tempered and cut off; of a greedy row at temperature 1."""
+    temperature_B = torch.tensor([row.temperature or 1.0 for row in params], dtype=torch.float32)
+    logprobs_BV = _tempered(logits_BV, temperature_B)
+    cut = [place for place, row in enumerate(params) if row.truncates]
+    if cut:
+        logprobs_BV[cut] = _truncate(logprobs_BV[cut], [params[place] for place in cut])
+    return logprobs_BV
+
+
 def sample(logits_BV: Tensor, params: Sequence[SamplingParams], uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Token ids (B,) and their log-probabilities (B,).
 
@@ -44,10 +87,10 @@ def sample(logits_BV: Tensor, params: Sequence[SamplingParams], uniform_B: Tenso
     report the log-probability at temperature 1, of the whole vocabulary. No row depends on another.
     """
     temperature_B = torch.tensor([row.temperature for row in params], dtype=torch.float32)
-    cut = [place for place, row in enumerate(params) if row.temperature > 0 and (row.top_k or row.top_p < 1.0)]
+    cut = [place for place, row in enumerate(params) if row.truncates]
     if cut:
         logits_BV = logits_BV.clone()
-        logits_BV[cut] = _truncate(_tempered(logits_BV[cut], temperature_B[cut]), [params[place] for place in cut])
+        logits_BV[cut] = distribution(logits_BV[cut], [params[place] for place in cut])
         temperature_B[cut] = 1.0
     if (native := kernels()) is not None:
         return native.choose(logits_BV.contiguous(), temperature_B, uniform_B.double())
@@ -92,14 +135,36 @@ def _inverse_cdf(shifted_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]
     return (span_B1 * SPAN + place_B1)[:, 0], total_B1[:, 0].log().to(shifted_BV.dtype)
 
 
+CANDIDATES = 1024  # likeliest tokens among which a cut is looked for, before the whole row is sorted
+
+
 def _truncate(logprobs_BV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Keep the top k tokens and the smallest set whose mass reaches top_p, renormalised; the best one always stays."""
+    """Keep the top k tokens, the smallest set whose mass reaches top_p, and what has min_p of the best one's share;
+    renormalised. The best one always stays."""
     vocabulary = logprobs_BV.shape[1]
-    ordered_BV, order_BV = logprobs_BV.sort(dim=-1, descending=True, stable=True)
-    top_k_B1 = torch.tensor([[row.top_k or vocabulary] for row in params])
-    top_p_B1 = torch.tensor([[row.top_p] for row in params], dtype=logprobs_BV.dtype)
-    mass_before_BV = ordered_BV.exp().cumsum(-1) - ordered_BV.exp()
-    drop_BV = (torch.arange(vocabulary) >= top_k_B1) | ((mass_before_BV >= top_p_B1) & (top_p_B1 < 1.0))
-    drop_BV[:, 0] = False
-    kept_BV = torch.full_like(logprobs_BV, -torch.inf).scatter(1, order_BV, ordered_BV.masked_fill(drop_BV, -torch.inf))
+    kept_BV = torch.full_like(logprobs_BV, -torch.inf)
+    rows = torch.arange(len(params))
+    # Few candidates do for most rows; how wide a row's search is depends on no other row, as ties are ordered by it.
+    for width in (min(CANDIDATES, vocabulary), vocabulary):
+        ordered_BW, order_BW = logprobs_BV[rows].topk(width, -1)
+        drop_BW = _dropped(ordered_BW.exp(), [params[row] for row in rows.tolist()])
+        # Where the last candidate is dropped, all that come after it would be too.
+        done_B = drop_BW[:, -1] | (width == vocabulary)
+        kept_BW = ordered_BW.masked_fill(drop_BW, -torch.inf)
+        kept_BV[rows[done_B]] = kept_BV[rows[done_B]].scatter(1, order_BW[done_B], kept_BW[done_B])
+        rows = rows[~done_B]
+        if not len(rows):
+            break
     return kept_BV.log_softmax(-1)
+
+
+def _dropped(share_BW: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Which of the likeliest tokens, in their order, a row cuts off."""
+    most = torch.tensor([[row.top_k or 2**31] for row in params])
+    top_p_B1 = torch.tensor([[row.top_p] for row in params], dtype=share_BW.dtype)
+    min_p_B1 = torch.tensor([[row.min_p] for row in params], dtype=share_BW.dtype)
+    mass_before_BW = share_BW.cumsum(-1) - share_BW
+    drop_BW = (torch.arange(share_BW.shape[1]) >= most) | (share_BW < min_p_B1 * share_BW[:, :1])
+    drop_BW |= (mass_before_BW >= top_p_B1) & (top_p_B1 < 1.0)
+    drop_BW[:, 0] = False
+    return drop_BW

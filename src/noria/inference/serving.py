@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from noria.data.chat_tokenizer import ChatTokenizer
-from noria.inference.engine import Completion, Engine, Handle, Request
+from noria.inference.engine import Completion, Engine, Handle, Likeliest, Request
 from noria.inference.openai_schema import Sampling
 from noria.inference.reply_text import ReplyText
 from noria.inference.sampler import SamplingParams
-from noria.inference.tool_calls import Structure
+from noria.inference.structured import Constraint
 from noria.types import Message, seed_of
 
 LOG = logging.getLogger("noria.serving")
@@ -93,6 +93,7 @@ class Sampled:
 
     token_ids: Sequence[int]
     logprobs: Sequence[float]
+    top_logprobs: Sequence[Likeliest] = ()  # one a token where they are wanted
     end: Completion | BaseException | None = None
 
 
@@ -191,7 +192,8 @@ class EngineDriver:
             seen, count = self._seen.get(handle, 0), len(handle.token_ids)
             if end is None and seen == count:
                 continue
-            news.append((sink, Sampled(handle.token_ids[seen:count], handle.logprobs[seen:count], end)))
+            tokens, logprobs = handle.token_ids[seen:count], handle.logprobs[seen:count]
+            news.append((sink, Sampled(tokens, logprobs, handle.top_logprobs[seen:count], end)))
             self._seen[handle] = count
             if count > seen and not isinstance(end, BaseException):
                 self.failure = None  # it samples again
@@ -212,7 +214,7 @@ class Wanted:
 
     prompt_ids: Sequence[int]
     opening: str = ""
-    structure: Structure | None = None
+    structure: Callable[[], Constraint] | None = None
 
 
 Emit = Callable[[int, str, list[TokenLogprob]], None]
@@ -285,20 +287,21 @@ class LiveRequest:
         def sink(sampled: Sampled) -> None:
             self._events.put_nowait((index, sampled))
 
-        handle = self.driver.submit(Request(wanted.prompt_ids, self._params(index, wanted)), sink)
+        handle = self.driver.submit(Request(wanted.prompt_ids, self._params(index, wanted), wanted.structure), sink)
         self._handles.append(handle)
         if self.aborted:
             handle.abort()
 
     def _feed(self, text: ReplyText, news: Sampled, logprobs: list[float], unsent: list[TokenLogprob]) -> str:
         out = ""
-        for token, logprob in zip(news.token_ids, news.logprobs, strict=True):
+        tops = news.top_logprobs or [()] * len(news.token_ids)
+        for token, logprob, top in zip(news.token_ids, news.logprobs, tops, strict=True):
             if text.stopped:
                 break
             out += text.feed(token)
             logprobs.append(logprob)
             if self.sampling.logprobs is not None:
-                unsent.append(token_logprob(self.tokenizer, token, logprob))
+                unsent.append(token_logprob(self.tokenizer, token, logprob, top))
         return out
 
     def _params(self, index: int, wanted: Wanted) -> SamplingParams:
@@ -310,5 +313,6 @@ class LiveRequest:
             top_p=asked.top_p,
             top_k=asked.top_k,
             seed=self.seed if index == 0 else seed_of(self.seed, index),
+            top_logprobs=asked.logprobs or 0,
             stop_ids=tuple(token for token in tokenizer.ends if token != tokenizer.end),
         )
