@@ -155,7 +155,11 @@ def test_long_prompt_is_refused_with_numbers(client: openai.OpenAI) -> None:
         ({"top_logprobs": 5}, "top_logprobs"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"structured_outputs": {"regex": "(("}}, "structured_outputs"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"logit_bias": {"100000": 1}}, "logit_bias"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"3": 101}}, "3"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format"),
@@ -172,6 +176,19 @@ def test_bad_parameter_is_400_and_named(served: tuple[str, Path], change: dict, 
     status, body = post(served[0], {"model": "noria", "messages": ASK, **change})
     assert (status, body["error"]["param"]) == (400, param)
     assert body["error"]["type"] == "invalid_request_error"
+
+
+def test_penalties_and_biases_reach_the_engine(served: tuple[str, Path]) -> None:
+    """A large bias makes the same token come each time; under a small one and penalties it does not."""
+
+    def reply(**change: object) -> list[str]:
+        greedy = {"model": "noria", "messages": ASK, "temperature": 0, "max_tokens": 4, "logprobs": True}
+        status, body = post(served[0], {**greedy, "logit_bias": {"70": 100}, **change})
+        assert status == 200
+        return [entry["token"] for entry in body["choices"][0]["logprobs"]["content"]]
+
+    assert len(set(reply())) == 1 and len(reply()) == 4
+    assert len(set(reply(presence_penalty=2.0, frequency_penalty=2.0, logit_bias={"70": 3}))) > 1
 
 
 def test_malformed_bodies_are_400(served: tuple[str, Path]) -> None:

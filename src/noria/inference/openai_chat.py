@@ -11,7 +11,6 @@ from typing import Any
 
 from noria.inference.openai_schema import (
     MAX_TOP_LOGPROBS,
-    NEUTRAL,
     SAMPLING_FIELDS,
     Sampling,
     checked_body,
@@ -35,7 +34,6 @@ KNOWN = SAMPLING_FIELDS | STRUCTURE_FIELDS | {
     *("user", "safety_identifier", "metadata", "tools", "tool_choice", "parallel_tool_calls"),
 }  # fmt: skip
 CHAT_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    **NEUTRAL,
     "functions": ([], None),
     "function_call": ("none", None),
     "modalities": (["text"], None),

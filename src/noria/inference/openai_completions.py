@@ -9,7 +9,6 @@ from typing import Any
 from noria.inference.openai_schema import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
-    NEUTRAL,
     SAMPLING_FIELDS,
     Sampling,
     checked_body,
@@ -29,7 +28,7 @@ DEFAULT_MAX_TOKENS = 16  # the public API's
 KNOWN = SAMPLING_FIELDS | STRUCTURE_FIELDS | {
     *("model", "prompt", "echo", "logprobs", "stream", "stream_options", "user", "safety_identifier"),
 }  # fmt: skip
-COMPLETION_NEUTRAL: Mapping[str, tuple[Any, ...]] = {**NEUTRAL, "suffix": (None,), "best_of": (None, 1)}
+COMPLETION_NEUTRAL: Mapping[str, tuple[Any, ...]] = {"suffix": (None,), "best_of": (None, 1)}
 FINISH = {"stop": "stop", "length": "length", "aborted": "stop"}
 
 

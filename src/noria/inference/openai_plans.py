@@ -54,6 +54,7 @@ async def plan_chat(server: Server, body: Any) -> Plan:
     """Raises ApiError."""
     ask = parse_chat_request(body)
     server.check_model(ask.model)
+    _check_biases(ask.sampling, server.engine.model.config.vocab_size)
     consent = ask.metadata.get("consent", server.consents[0])
     if consent not in server.consents:
         allowed = ", ".join(server.consents)
@@ -115,6 +116,7 @@ async def plan_completion(server: Server, body: Any) -> Plan:
     server.check_model(ask.model)
     structure = await _constraint(server, ask.structure, _field(body))
     tokenizer, vocabulary = server.tokenizer, server.engine.model.config.vocab_size
+    _check_biases(ask.sampling, vocabulary)
     prompts = await asyncio.to_thread(
         lambda: [tokenizer.encode_prompt(one) if isinstance(one, str) else list(one) for one in ask.prompts]
     )
@@ -171,6 +173,12 @@ async def _constraint(server: Server, structure: Structure | None, param: str) -
 
 def _field(body: Mapping[str, Any]) -> str:
     return "response_format" if body.get("structured_outputs") is None else "structured_outputs"
+
+
+def _check_biases(sampling: Sampling, vocabulary: int) -> None:
+    beyond = [token for token in sampling.logit_bias if token >= vocabulary]
+    if beyond:
+        raise invalid(f"'logit_bias' names token {beyond[0]}, beyond this model's {vocabulary}.", "logit_bias")
 
 
 def _check_fit(prompt_ids: Sequence[int], context: int, param: str) -> None:

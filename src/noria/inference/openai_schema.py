@@ -6,7 +6,7 @@ What this server can't do is refused with a 400 that names the parameter; nothin
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 MAX_CHOICES = 16
@@ -14,13 +14,8 @@ MAX_STOPS = 4
 MAX_TOP_LOGPROBS = 20
 SHOWN_CHARACTERS = 80  # of a refused value, in the message
 
-SAMPLING_FIELDS = frozenset({"n", "temperature", "top_p", "top_k", "max_tokens", "stop", "seed"})
-# Parameters of the public API that are accepted only at the value that changes nothing here.
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0, None),
-    "presence_penalty": (0, None),
-    "logit_bias": ({}, None),
-}
+SHAPING_FIELDS = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
+SAMPLING_FIELDS = frozenset({"n", "temperature", "top_p", "top_k", "max_tokens", "stop", "seed", *SHAPING_FIELDS})
 
 
 class ApiError(Exception):
@@ -67,6 +62,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     logprobs: int | None = None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as logged."""
@@ -104,7 +104,26 @@ def read_sampling(
         stop=_stops(body.get("stop")),
         seed=read_integer(body, "seed", -(1 << 63), (1 << 63) - 1),
         logprobs=logprobs,
+        min_p=read_number(body, "min_p", 0.0, 1.0, 0.0),
+        presence_penalty=read_number(body, "presence_penalty", -2.0, 2.0, 0.0),
+        frequency_penalty=read_number(body, "frequency_penalty", -2.0, 2.0, 0.0),
+        repetition_penalty=read_number(body, "repetition_penalty", 0.01, 10.0, 1.0),
+        logit_bias=_logit_bias(body.get("logit_bias")),
     )
+
+
+def _logit_bias(value: Any) -> dict[int, float]:
+    """Token id -> what is added to its logit, in [-100, 100]."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise invalid(f"'logit_bias' must be an object, not {kind_of(value)}.", "logit_bias", "invalid_type")
+    found = {}
+    for name in value:
+        if not name.isascii() or not name.isdigit() or len(name) > 9:
+            raise invalid(f"'logit_bias' must have token ids as names; got {shown(name)}.", "logit_bias")
+        found[int(name)] = read_number(value, name, -100.0, 100.0, 0.0)
+    return found
 
 
 def shown(value: Any) -> str:

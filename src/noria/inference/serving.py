@@ -15,7 +15,7 @@ from typing import Any
 
 from noria.data.chat_tokenizer import ChatTokenizer
 from noria.inference.engine import Completion, Engine, Handle, Likeliest, Request
-from noria.inference.openai_schema import Sampling
+from noria.inference.openai_schema import SHAPING_FIELDS, Sampling
 from noria.inference.reply_text import ReplyText
 from noria.inference.sampler import SamplingParams
 from noria.inference.structured import Constraint
@@ -312,6 +312,7 @@ class LiveRequest:
             temperature=asked.temperature if asked.temperature >= GREEDY_BELOW else 0.0,
             top_p=asked.top_p,
             top_k=asked.top_k,
+            **{name: getattr(asked, name) for name in SHAPING_FIELDS},
             seed=self.seed if index == 0 else seed_of(self.seed, index),
             top_logprobs=asked.logprobs or 0,
             stop_ids=tuple(token for token in tokenizer.ends if token != tokenizer.end),
