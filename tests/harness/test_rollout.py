@@ -203,8 +203,8 @@ def test_a_program_never_sees_the_answer(tokenizer, tools):
 
 def test_a_sandbox_that_fails_is_no_answer(tokenizer):
     class Broken:
-        def refuse(self, tool, argument):
-            return ""
+        def bind(self, tool, argument):
+            return {"name": argument}
 
         def run(self, calls):
             return [SandboxFailed("gone") for _ in calls]
