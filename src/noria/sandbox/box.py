@@ -80,6 +80,11 @@ class Sandbox:
         """What ran a trace's tools: "bubblewrap" or "landlock (weaker)"."""
         return self.report.label
 
+    @property
+    def servers(self) -> tuple[int, ...]:
+        """The process ids of the servers that are running and idle; a server that died has another once it restarts."""
+        return tuple(sorted(connection.pid for connection in self._idle if connection.pid))
+
     def __enter__(self) -> Sandbox:
         return self
 

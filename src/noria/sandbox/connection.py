@@ -41,6 +41,11 @@ class Connection:
         self._group: Group | None = None
         self._folder: str | None = None  # on the host, where the sandbox has no namespaces
 
+    @property
+    def pid(self) -> int:
+        """The process that was started; 0 while there is none."""
+        return self._process.pid if self._process else 0
+
     def ask(self, job: bytes, collect: bool) -> dict[str, Any]:
         """The report on one job. A server that dies is replaced and asked once more, then ServerDied is raised.
 
@@ -100,7 +105,7 @@ class Connection:
         always = []
         confined = None
         if report.kind == "landlock":
-            programs["outer"] = outer_filter(machine, namespaces=False, signals=landlock.signals_stay_inside())
+            programs["outer"] = outer_filter(machine, owner=True, signals=landlock.signals_stay_inside())
             always = ["outer"]
             confined = asdict(landlock.confinement(folders[0], bubblewrap.readable_paths(profile)))
         return {

@@ -325,7 +325,7 @@ def read_workspace(root, most_bytes):
     files: dict = {}
     skipped: dict = {}
     total, waiting = 0, [""]
-    os.chmod(root, 0o700)
+    open_up(root)
     while waiting and len(files) + len(skipped) < MAX_FILES:
         folder = waiting.pop()
         try:
@@ -338,7 +338,7 @@ def read_workspace(root, most_bytes):
             path = os.path.join(folder, entry.name)
             content = read_file(os.path.join(root, path), most_bytes - total) if is_plain(path) else "no plain path"
             if isinstance(content, str):
-                skipped[path.encode("utf-8", "backslashreplace").decode()[:MAX_PATH]] = content
+                skipped[path.encode("unicode_escape").decode()[:MAX_PATH]] = content
             else:
                 files[path] = base64.b64encode(content).decode()
                 total += len(content)
@@ -350,9 +350,10 @@ def read_workspace(root, most_bytes):
 
 
 def is_plain(path):
+    """Short, and of characters that can be shown: no controls, no bytes that are no UTF-8."""
     try:
-        return len(path.encode()) <= MAX_PATH
-    except UnicodeEncodeError:  # bytes that are no UTF-8
+        return len(path.encode()) <= MAX_PATH and min(path) >= " " and "\x7f" not in path
+    except UnicodeEncodeError:
         return False
 
 
@@ -373,7 +374,7 @@ def read_file(path, most_bytes):
 
 def empty(root):
     """Deletes all in it. Folders in folders are first moved up: a nest may be deeper than any path or stack allows."""
-    os.chmod(root, 0o700)  # its owner may have taken it from itself, as any folder below
+    open_up(root)
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     number = 0
     while names := os.listdir(top):
@@ -381,19 +382,25 @@ def empty(root):
             if not is_folder(name, top):
                 os.unlink(name, dir_fd=top)
                 continue
-            os.chmod(name, 0o700, dir_fd=top)
+            open_up(name, top)
             folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
             for inner in os.listdir(folder):
                 if not is_folder(inner, folder):
                     os.unlink(inner, dir_fd=folder)
                     continue
-                os.chmod(inner, 0o700, dir_fd=folder)
+                open_up(inner, folder)
                 while os.path.lexists(root + "/" + str(number)):
                     number += 1
                 os.rename(inner, str(number), src_dir_fd=folder, dst_dir_fd=top)
             os.close(folder)
             os.rmdir(name, dir_fd=top)
     os.close(top)
+
+
+def open_up(folder, parent_fd=None):
+    """A candidate may have taken its own folders' permissions; where it could not, there is nothing to do."""
+    if stat.S_IMODE(os.stat(folder, dir_fd=parent_fd).st_mode) & 0o700 != 0o700:
+        os.chmod(folder, 0o700, dir_fd=parent_fd)
 
 
 def is_folder(name, parent_fd):
