@@ -23,7 +23,7 @@ class ProgramEnded(RuntimeError):
 
 
 class LiveProgram:
-    """`argv` started in a sandbox. Of the `limits` the memory, processes and workspace hold, for all processes together.
+    """`argv` started in a sandbox. Of `limits`, memory, processes and workspace hold, for all its processes together.
 
     Raises SandboxUnavailable where this machine can't sandbox as the profile asks. Use as a context manager.
     """

@@ -24,7 +24,7 @@ class Archive:
 
     @classmethod
     def from_folder(cls, folder: Path, site: str = SITE) -> Archive:
-        """The files under `folder` as a site: `folder`/a/b.html is `site`/a/b.html. Raises ValueError if there are none."""
+        """The files under `folder` as a site: `folder`/a/b.html is `site`/a/b.html. Raises ValueError for none."""
         found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         if not found:
             raise ValueError(f"{folder}: no files. Give a folder of saved pages")

@@ -42,7 +42,8 @@ Action = tuple[str, ...]  # the tool's name and its arguments
 _CHECK_FORM = """
   const unready = form => { for (const one of form.elements)
       if (one.willValidate && !one.validity.valid)
-        return 'can not send the form: ' + (one.labels?.[0]?.innerText.trim() || one.name) + ': ' + one.validationMessage };
+        return 'can not send the form: ' + (one.labels?.[0]?.innerText.trim() || one.name) + ': '
+          + one.validationMessage };
   const here = (...all) => all.forEach(one => one?.target && (one.target = '_self'));
 """
 CLICK = f"""function() {{ {_CHECK_FORM}
@@ -68,7 +69,8 @@ FILL = """function(text) {
     const words = option => option.label.split(/\\s+/).join(' ').trim();
     const wanted = this.multiple ? text.split('\\n').map(one => one.trim()) : [text.trim()];
     const found = wanted.map(one => [...this.options].find(option => words(option) === one && !option.disabled));
-    if (found.includes(undefined)) return 'has no such option; its options: ' + [...this.options].map(words).join(' | ');
+    if (found.includes(undefined))
+      return 'has no such option; its options: ' + [...this.options].map(words).join(' | ');
     for (const option of this.options) option.selected = found.includes(option);
     return told();
   }

@@ -43,7 +43,10 @@ VIRTUAL_MILLISECONDS = 1000
 SEEDED = """(() => { let state = 1;
   const next = () => (state = (state * 48271) % 2147483647) / 2147483647;
   Math.random = next;
-  crypto.getRandomValues = array => { for (let i = 0; i < array.length; i++) array[i] = next() * 4294967296; return array };
+  crypto.getRandomValues = array => {
+    for (let i = 0; i < array.length; i++) array[i] = next() * 4294967296;
+    return array;
+  };
 })()"""
 
 

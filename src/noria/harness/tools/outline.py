@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 ACTIONABLE = frozenset(
-    ("link", "button", "textbox", "searchbox", "checkbox", "radio", "combobox", "listbox", "spinbutton", "slider")
-    + ("switch", "tab", "menuitem", "menuitemcheckbox", "menuitemradio", "Date", "ColorWell", "DisclosureTriangle")
-    + ("DateTime", "InputTime")
+    "link button textbox searchbox checkbox radio combobox listbox spinbutton slider switch tab menuitem "
+    "menuitemcheckbox menuitemradio Date DateTime InputTime ColorWell DisclosureTriangle".split()
 )
 NAMED = frozenset(("heading", "image", "img", "alert", "dialog", "figure"))
 # One of these begins a new line of text; what stands between is inline.
