@@ -1,7 +1,9 @@
 """Tools that a model may call: inside the sandbox (`Tool`, `CommandTool`), or our own code outside it (`HostTool`)."""
 
 from noria.harness.tools.files import FILE_TOOLS, LIST, READ, WORKSPACE_TOOLS
+from noria.harness.tools.memory import memory_tools
 from noria.harness.tools.python import PYTHON
+from noria.harness.tools.search import search_tools, without_pruned
 from noria.harness.tools.terminal import TERMINAL
 from noria.harness.tools.toolbox import (
     AnyTool,
@@ -38,5 +40,8 @@ __all__ = [
     "ToolResult",
     "Toolbox",
     "Tools",
+    "memory_tools",
     "parameters_schema",
+    "search_tools",
+    "without_pruned",
 ]
