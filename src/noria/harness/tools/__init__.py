@@ -1,5 +1,7 @@
 """Tools that a model may call: inside the sandbox (`Tool`, `CommandTool`), or our own code outside it (`HostTool`)."""
 
+from noria.harness.tools.archive import Archive
+from noria.harness.tools.browser import Browser, browser_tools
 from noria.harness.tools.files import FILE_TOOLS, LIST, READ, WORKSPACE_TOOLS
 from noria.harness.tools.memory import memory_tools
 from noria.harness.tools.python import PYTHON
@@ -31,6 +33,8 @@ __all__ = [
     "TERMINAL",
     "WORKSPACE_TOOLS",
     "AnyTool",
+    "Archive",
+    "Browser",
     "CommandTool",
     "HostTool",
     "InvalidCall",
@@ -42,6 +46,7 @@ __all__ = [
     "ToolResult",
     "Toolbox",
     "Tools",
+    "browser_tools",
     "memory_tools",
     "parameters_schema",
     "search_tools",
