@@ -104,6 +104,12 @@ def test_a_path_that_leaves_the_workspace_is_refused(box, path):
         Workspace(box).write(path, b"x")
 
 
+def test_folders_in_folders_are_emptied_after_a_job(box):
+    for _ in range(2):
+        assert set(box.run_command(["ls"], {"a/b/c/d": b"x", "a/e": b"y"}).files) == {"a/b/c/d", "a/e"}
+    assert box.run_command(["ls"]).output == ""
+
+
 def test_a_planted_link_is_named_and_never_followed(box):
     result = box.run_command(["ln", "-s", "/etc/passwd", "link"])
     assert result.status == "ok" and "link" not in result.files and "link" in result.skipped

@@ -246,7 +246,8 @@ def empty_workspace():
         if entry.is_dir(follow_symlinks=False):
             for folder, folders, _ in os.walk(entry.path):  # a candidate may have taken its own folders' permissions
                 for name in folders:
-                    os.chmod(os.path.join(folder, name), 0o700, follow_symlinks=False)
+                    if not os.path.islink(os.path.join(folder, name)):
+                        os.chmod(os.path.join(folder, name), 0o700)
             shutil.rmtree(entry.path)
         else:
             os.unlink(entry.path)
