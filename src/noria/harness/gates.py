@@ -14,7 +14,7 @@ from typing import Any
 from noria.harness.traces import Recorded
 from noria.types import Score, Task
 
-NEAR_ZERO = 0.1  # mean reward of those who do nothing, act at random or cheat; the mean outcome too
+NEAR_ZERO = 0.1  # mean reward of those who do nothing, act at random or cheat
 HIGH = 0.5  # a single hostile trace that is paid this much was paid for nothing
 ENOUGH_BETWEEN = (
     0.3  # share of tasks that a noisy policy solves sometimes: those are what a group advantage learns from
@@ -123,7 +123,7 @@ def gold_scores_one(gold: Recorded) -> Gate:
 
 
 def earns_nothing(name: str, runs: Mapping[str, Recorded]) -> Gate:
-    """Mean reward and mean outcome of each run are near 0, over the traces that could be graded."""
+    """The mean reward of each run is near 0, over the traces that could be graded."""
     rows: list[tuple[float, str]] = []
     for agent, run in runs.items():
         graded = [score for score in run.scores if score.value is not None]
@@ -131,11 +131,10 @@ def earns_nothing(name: str, runs: Mapping[str, Recorded]) -> Gate:
             rows.append((float("inf"), f"{agent}: not one of {len(run.scores)} traces could be graded"))
             continue
         reward = sum(score.value or 0.0 for score in graded) / len(graded)
-        outcome = sum(score.components.get("outcome", score.value or 0.0) for score in graded) / len(graded)
         paid = next(
             (task.id[:8] for task, score in zip(run.tasks, run.scores, strict=True) if (score.value or 0) > HIGH), ""
         )
-        rows.append((max(reward, outcome), f"{agent} {reward:.2f}" + (f" (paid: task {paid})" if paid else "")))
+        rows.append((reward, f"{agent} {reward:.2f}" + (f" (paid: task {paid})" if paid else "")))
     if not rows:
         return Gate(name, False, "none", "nothing was run")
     rows.sort(key=lambda row: -row[0])
