@@ -1,6 +1,6 @@
 """`coding`: write one small function into a file, judged by tests that it never sees.
 
-For models that write code. The workspace holds `examples.txt` with a few calls and their values; the final
+For models that write code. The workspace holds `examples.txt` with two calls and their values; the last
 `solution.py` is run in the sandbox on hidden calls, and what it returns is compared out here (`grading/verify_code.py`).
 """
 
@@ -112,7 +112,7 @@ def generate(count: int, seed: int, split: str) -> list[Task]:
 
 def _test(generator: random.Random, kind: _Kind, ending: _Kind, k: int) -> tuple[list[List], List]:
     xs = [generator.randrange(0, 3 * k + 10) for _ in range(generator.randrange(4, 12))]
-    xs += generator.sample(xs, 2) + [k * generator.randrange(1, 4)]
+    xs += [*generator.sample(xs, 2), k * generator.randrange(1, 4)]
     return [xs], ending.f(kind.f(xs, k), k)
 
 
