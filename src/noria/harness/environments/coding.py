@@ -1,7 +1,7 @@
 """`coding`: write one small function into a file, judged by tests that it never sees.
 
-For models that write code. The workspace holds `examples.txt` with two calls and their values; the last
-`solution.py` is run in the sandbox on hidden calls, and what it returns is compared out here (`grading/verify_code.py`).
+For models that write code. The workspace holds `examples.txt` with two calls and their values; the final
+`solution.py` is run in the sandbox on hidden calls; what it returns is compared out here (`grading/verify_code.py`).
 """
 
 from __future__ import annotations
