@@ -24,6 +24,7 @@ from noria.types import Task, Trace, seed_of
 TOOL_LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0)
 NOISES = (0.1, 0.3)
 FUZZED_TASKS, REPEATED_CALLS = 3, 60
+BATCH = 8  # traces at a time: what tools keep warm (open pages, indices) is for a few
 
 
 @dataclass(frozen=True)
@@ -112,24 +113,27 @@ class _Player:
     ) -> None:
         self.environment, self.toolbox, self.tasks, self.seed = environment, toolbox, tuple(tasks), seed
         self.tokenizer, self.grader = tokenizer_of(environment, tasks), environment.grader()
-        self.progress, self.done = progress, 0
+        self.program, self.progress, self.done = environment.harness, progress, 0
 
     def play(self, policy_of: Callable[[Task], Policy], repeats: int = 1) -> Recorded:
         tasks = [task for task in self.tasks for _ in range(repeats)]
         seeds = [seed_of(self.seed, task.id, number) for task in self.tasks for number in range(repeats)]
         policies = {seed: policy_of(task) for task, seed in zip(tasks, seeds, strict=True)}
-        environment = self.environment
-        traces = rollout(
-            tasks,
-            seeds,
-            PolicyPerTask(self.tokenizer, policies, environment.budget.turns),
-            self.tokenizer,
-            environment.harness,
-            budget=environment.budget,
-            tools=self.toolbox,
-        )
+        sampler = PolicyPerTask(self.tokenizer, policies, self.environment.budget.turns)
+        traces: list[Trace] = []
+        for start in range(0, len(tasks), BATCH):
+            batch = slice(start, start + BATCH)
+            traces += rollout(
+                tasks[batch],
+                seeds[batch],
+                sampler,
+                self.tokenizer,
+                self.program,
+                budget=self.environment.budget,
+                tools=self.toolbox,
+            )
         self.done += 1
-        self.progress(self.done, runs_of(environment))
+        self.progress(self.done, runs_of(self.environment))
         return Recorded(tuple(tasks), tuple(traces), tuple(self.grader.grade(tasks, traces)))
 
 

@@ -51,6 +51,7 @@ class Environment:
     splits: tuple[str, ...] = ("train", "heldout")
     program: Program | None = None  # the harness program; one that shows everything where not given
     reference: Callable[[Task, float], Policy] | None = None
+    tasks_to_check: int = 40  # for `noria env check`; fewer where a task is costly to run
     version: str = ""  # digest of the file; set when it is loaded
 
     @property
