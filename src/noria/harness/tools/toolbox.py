@@ -59,7 +59,8 @@ class CommandTool(_Described):
 class HostTool(_Described):
     """Our own code, outside the sandbox: a function of the call alone unless it says that it is not deterministic.
 
-    It never runs what a model wrote. What it raises as ToolError is the call's result.
+    It never runs what a model wrote. What it raises as ToolError is the call's result; a
+    SandboxFailed says that a sandbox of its own has failed.
     """
 
     run: Callable[[ToolCall], ToolResult]
@@ -215,11 +216,13 @@ def own_text(text: str) -> str:
     return " " + text if text.startswith((INVALID, ERROR)) else text
 
 
-def _host_result(tool: HostTool, call: ToolCall) -> ToolResult:
+def _host_result(tool: HostTool, call: ToolCall) -> ToolResult | SandboxFailed:
     try:
         return tool.run(call)
     except ToolError as error:
         return ToolResult(f"{ERROR}{error}", call.files, call.notes, tool.deterministic)
+    except SandboxFailed as failure:  # of a tool that has a sandbox of its own
+        return failure
 
 
 def _function_result(call: ToolCall, outcome: Outcome, deterministic: bool) -> ToolResult | SandboxFailed:
