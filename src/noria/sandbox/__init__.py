@@ -5,7 +5,7 @@ files, `check()` for what this machine can do.
 """
 
 from noria.sandbox.box import Candidate, Outcome, Sandbox, Workspace, run_functions
-from noria.sandbox.bubblewrap import Report, SandboxUnavailable, check
+from noria.sandbox.bubblewrap import Report, SandboxUnavailable, check, confined
 from noria.sandbox.limits import Limits
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "SandboxUnavailable",
     "Workspace",
     "check",
+    "confined",
     "run_functions",
 ]

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -99,6 +99,34 @@ def start_server(limits: Limits) -> subprocess.Popen[bytes]:
             pass_fds=descriptors,
             **_identity(path),
         )
+
+
+def confined(
+    argv: Sequence[str],
+    readable: Sequence[Path] = (),
+    writable: Sequence[Path] = (),
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> list[str]:
+    """`argv` made to run in a sandbox as a long-lived program that you chose: an MCP server, say, not a model's code.
+
+    It has no network, no capabilities and no files but the system's, this environment's packages and the folders given,
+    at their own paths; /tmp and /work are its own and empty. It has no seccomp filter, and no limits but on /work.
+    `folder` is where it starts, else /work. Raises SandboxUnavailable.
+    """
+    require()
+    path = _find()
+    assert path is not None
+    arguments = [argument for argument in _arguments(path, Limits()) if argument != "--as-pid-1"]
+    mounts = ["--tmpfs", "/tmp"]
+    for kind, folders in (("--ro-bind", (Path(sys.prefix), *readable)), ("--bind", writable)):
+        for one in folders:
+            mounts += [kind, str(one.absolute()), str(one.absolute())]
+    for name, value in {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", **(environment or {})}.items():
+        mounts += ["--setenv", name, value]
+    start = ["--chdir", str(folder.absolute())] if folder else []
+    sealed = arguments.index("--remount-ro")
+    return [*arguments[:sealed], *mounts, *start, *arguments[sealed:], *argv]
 
 
 @contextmanager
