@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -82,14 +81,12 @@ class WorkspaceFolder:
     def _regular_files(self) -> Iterator[tuple[str, int]]:
         """(path, open descriptor) of each regular file; the receiver closes it."""
         try:
-            walk = os.fwalk(self.folder, follow_symlinks=False)
-            with closing(walk):
-                for where, _, names, folder in walk:
-                    for name in names:
-                        if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                            continue
-                        path = os.path.relpath(os.path.join(where, name), self.folder)
-                        yield path, os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+            for where, _, names, folder in os.fwalk(self.folder, follow_symlinks=False):
+                for name in names:
+                    if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                        continue
+                    path = os.path.relpath(os.path.join(where, name), self.folder)
+                    yield path, os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
         except OSError as error:
             raise WorkspaceError(f"{self.folder} can't be read: {error}") from error
 
