@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from noria.data.chat_tokenizer import load_chat_tokenizer
-from noria.harness.conversation import RecordedCall, RecordedReply, conversation_trace
+from noria.harness.message_graph import RecordedCall, RecordedReply, conversation_trace
 from noria.harness.recording import RecordingError, RecordingServer, recorded_traces, recording
 from noria.inference import Engine
 from noria.model import load_model

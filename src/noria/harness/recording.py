@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from noria.data.chat_tokenizer import ChatTokenizer
-from noria.harness.conversation import RecordedCall, RecordedReply, conversation_trace
+from noria.harness.message_graph import RecordedCall, RecordedReply, conversation_trace
 from noria.inference import Engine
 from noria.inference.openai_schema import ApiError
 from noria.inference.serving import ServedRequest

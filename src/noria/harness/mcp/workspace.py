@@ -81,7 +81,7 @@ class WorkspaceFolder:
     def _regular_files(self) -> Iterator[tuple[str, int]]:
         """(path, open descriptor) of each regular file; the receiver closes it."""
         try:
-            for where, _, names, folder in os.fwalk(self.folder, follow_symlinks=False):
+            for where, _, names, folder in os.fwalk(self.folder, follow_symlinks=False, onerror=_raise):
                 for name in names:
                     if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
                         continue
@@ -89,6 +89,10 @@ class WorkspaceFolder:
                     yield path, os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
         except OSError as error:
             raise WorkspaceError(f"{self.folder} can't be read: {error}") from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 _ADVICE = "a workspace is small: name a folder that holds only what the tools are to work on"
