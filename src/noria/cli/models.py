@@ -96,6 +96,10 @@ def serve(
     max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request's body.")] = 1 << 20,
     drain_seconds: Annotated[float, typer.Option(min=0, help="For running replies to end when stopped.")] = 30.0,
     traffic: Annotated[Path | None, typer.Option(help="The traffic log; <store>/traffic.sqlite if not given.")] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Record in full what is asked at /traces/NAME/v1 into this folder."),
+    ] = None,
     store: StoreOption = None,
 ) -> int:
     """Serve a model with the OpenAI API and a chat page, and log what is consented to."""
@@ -118,6 +122,8 @@ def serve(
         raise typer.BadParameter(str(error)) from error
 
     def ready(address: str) -> None:
+        if record:
+            typer.echo(f"agents whose base URL is {address}/traces/NAME/v1 are recorded into {record}")
         typer.echo(f"{model} at {address} (chat page) and {address}/v1 (OpenAI API); traffic in {log}; Ctrl-C stops")
         if not keys and host not in LOOPBACK:
             typer.echo("no API keys are set: whoever reaches this address can use the model", err=True)
@@ -135,6 +141,7 @@ def serve(
         retention=promised_retention(folder),
         keys=keys,
         drain_seconds=drain_seconds,
+        record=record,
     )
     start(folder, options, on_ready=ready)
     return OK

@@ -28,8 +28,10 @@ from noria.data.chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from noria.deployment.api_keys import KeyGuard
 from noria.deployment.origin_guard import LOOPBACK, OriginGuard
 from noria.deployment.traffic import CONSENT_TIERS, SIGNALS, Redactor, Retention, TrafficLog
+from noria.harness.recording import Recorder, TraceNames
 from noria.inference import Engine
 from noria.inference.openai_api import ChatServer, ServerLimits
+from noria.inference.serving import ServedRequest
 from noria.inference.weights import Precision
 from noria.model import load_model
 from noria.types import Message, digest, seed_of
@@ -48,7 +50,8 @@ class AddressInUse(Exception):
 @dataclass(frozen=True)
 class GatewayOptions:
     """How to serve. `hosts` are names the server answers to besides loopback ones; `page` is the chat page's folder;
-    `keys` are user names by key digest (empty: no key is needed)."""
+    `keys` are user names by key digest (empty: no key is needed); `record` a folder for the traces of agents that name
+    themselves (`harness/recording.py`), in full and whatever their consent: for one's own agents."""
 
     traffic_db: Path
     name: str = "noria"
@@ -63,6 +66,7 @@ class GatewayOptions:
     retention: Retention = field(default_factory=Retention)
     keys: Mapping[str, str] = field(default_factory=dict)
     drain_seconds: float = DRAIN_SECONDS
+    record: Path | None = None
 
 
 def default_redactor() -> Redactor:
@@ -83,13 +87,20 @@ def policy_digest(model_folder: Path) -> str:
 
 
 def build_server(engine: Engine, tokenizer: ChatTokenizer, log: TrafficLog, options: GatewayOptions) -> ChatServer:
-    """The API over an engine, with what it answers recorded in `log`."""
+    """The API over an engine, with what it answers recorded in `log`, and named traces in `options.record`."""
+    recorder = Recorder(options.record) if options.record else None
+
+    def record(served: ServedRequest) -> None:
+        log.record(served)
+        if recorder is not None:
+            recorder.record(served)
+
     return ChatServer(
         engine,
         tokenizer,
         options.name,
         fingerprint=f"fp_{log.policy[:12]}",
-        record=log.record,
+        record=record,
         signal=log.signal,
         consents=CONSENT_TIERS,
         signals=SIGNALS,
@@ -101,6 +112,8 @@ def build_app(server: ChatServer, options: GatewayOptions) -> Starlette:
     """The application, ready for any ASGI server."""
     hosts = (*LOOPBACK, options.host, *options.hosts)
     guards = [Middleware(OriginGuard, hosts=hosts)]
+    if options.record:
+        guards.insert(0, Middleware(TraceNames))
     if options.keys:
         guards.append(Middleware(KeyGuard, users=options.keys))
     return server.app(_page_routes(options), guards)

@@ -223,6 +223,7 @@ class ChatServer:
         user = "/".join(part for part in (known, made.user) if part)
 
         async def done(choices: tuple[ServedChoice, ...]) -> None:
+            trace = getattr(request.state, "trace", "")
             served = ServedRequest(
                 request_id=reply_id,
                 user=user,
@@ -233,6 +234,9 @@ class ChatServer:
                 choices=choices,
                 total_seconds=time.monotonic() - live.started,
                 first_token_seconds=live.first_token_seconds,
+                trace=trace,
+                prompts=tuple(tuple(one.prompt_ids) for one in made.wanted) if trace else (),
+                echoes=tuple(made.echo(choice) for choice in choices) if trace and made.echo else (),
             )
             await asyncio.to_thread(self.record, served)
 

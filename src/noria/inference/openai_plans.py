@@ -15,9 +15,9 @@ from noria.inference.openai_completions import CompletionReply, CompletionReques
 from noria.inference.openai_replies import Shape
 from noria.inference.openai_schema import ApiError, Sampling, invalid, shown
 from noria.inference.prompt_logprobs import prompt_logprobs
-from noria.inference.serving import TokenLogprob, Wanted, token_logprob
+from noria.inference.serving import ServedChoice, TokenLogprob, Wanted, token_logprob
 from noria.inference.structured import BrokenStructure, Constraint, Structures
-from noria.inference.tool_calls import CallForm, CallReader, Structure, call_form
+from noria.inference.tool_calls import CallForm, CallReader, ChatMessage, Structure, call_form
 from noria.types import Message
 
 
@@ -36,7 +36,10 @@ class Server(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked request: what to sample, how to shape the reply, what to log. `wanted` has one entry a choice."""
+    """A checked request: what to sample, how to shape the reply, what to log. `wanted` has one entry a choice.
+
+    `echo` gives a choice as the message that the client will send back, calls as text as in `messages`.
+    """
 
     prefix: str
     wanted: tuple[Wanted, ...]
@@ -48,6 +51,7 @@ class Plan:
     consent: str
     stream: bool
     include_usage: bool
+    echo: Callable[[ServedChoice], Message] | None = None
 
 
 async def plan_chat(server: Server, body: Any) -> Plan:
@@ -85,7 +89,20 @@ async def plan_chat(server: Server, body: Any) -> Plan:
         consent=consent,
         stream=ask.stream,
         include_usage=ask.include_usage,
+        echo=lambda choice: _echo(ask, form, reader, wanted.opening + choice.text, choice.token_ids),
     )
+
+
+def _echo(
+    ask: ChatRequest, form: CallForm | None, reader: Callable[[], CallReader] | None, text: str, ids: Sequence[int]
+) -> Message:
+    if form is None or reader is None:
+        return Message("assistant", text)
+    reading = reader()
+    shown = reading.feed(text)
+    rest, calls = reading.finish(ids)
+    kept = calls if ask.parallel_calls else calls[:1]
+    return form.plain(ChatMessage("assistant", (shown + rest).strip() if kept else shown + rest, tuple(kept)))
 
 
 def _check_tools(ask: ChatRequest, form: CallForm | None) -> None:

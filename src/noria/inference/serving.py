@@ -48,6 +48,11 @@ class ServedRequest:
     choices: tuple[ServedChoice, ...]
     total_seconds: float
     first_token_seconds: float | None = None
+    # Of a request that belongs to a named trace: the name, and for each choice the ids it was sampled after and the
+    # message that a client makes of it and sends back.
+    trace: str = ""
+    prompts: tuple[tuple[int, ...], ...] = ()
+    echoes: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ files, `check()` for what this machine can do.
 
 from noria.sandbox.box import Candidate, Outcome, Sandbox, Workspace, run_functions
 from noria.sandbox.check import Report, SandboxUnavailable, check
+from noria.sandbox.confined import confined
 from noria.sandbox.limits import BROWSER, BROWSER_LIMITS, PROGRAMS, Limits, Profile
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "SandboxUnavailable",
     "Workspace",
     "check",
+    "confined",
     "run_functions",
 ]

@@ -17,8 +17,10 @@ JSON_TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,
     "integer": int,
     "number": (int, float),
+    "boolean": bool,
     "array": list,
     "object": dict,
+    "any": object,  # the tool itself checks it
 }
 
 
@@ -26,7 +28,7 @@ JSON_TYPES: dict[str, type | tuple[type, ...]] = {
 class Parameter:
     name: str
     description: str = ""
-    type: Literal["string", "integer", "number", "array", "object"] = "string"
+    type: Literal["string", "integer", "number", "boolean", "array", "object", "any"] = "string"
     required: bool = True
 
 
@@ -171,14 +173,17 @@ def bind(tool: AnyTool, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
     for parameter in tool.parameters:
         if _wanted(tool, parameter, argument):
             value = argument[parameter.name]
-            if not isinstance(value, JSON_TYPES[parameter.type]) or isinstance(value, bool):
+            if not _fits(value, parameter.type):
                 raise InvalidCall(f"{tool.name}: {parameter.name} must be of type {parameter.type}")
     return dict(argument)
 
 
 def parameters_schema(tool: AnyTool) -> dict[str, Any]:
     """The JSON schema of the tool's arguments, as chat endpoints and MCP want it."""
-    properties = {p.name: {"type": p.type, "description": p.description} for p in tool.parameters}
+    properties = {
+        p.name: {"type": p.type, "description": p.description} if p.type != "any" else {"description": p.description}
+        for p in tool.parameters
+    }
     required = [parameter.name for parameter in tool.parameters if parameter.required]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
@@ -197,10 +202,15 @@ def _typed(tool: AnyTool, parameter: Parameter, word: str) -> Any:
     try:
         value = json.loads(word)
     except ValueError:
-        value = None
-    if not isinstance(value, JSON_TYPES[parameter.type]) or isinstance(value, bool):
+        value = word if parameter.type == "any" else None
+    if not _fits(value, parameter.type):
         raise InvalidCall(f"{tool.name}: {parameter.name} must be of type {parameter.type}")
     return value
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Python's True is an int, JSON's is not."""
+    return isinstance(value, JSON_TYPES[kind]) and (not isinstance(value, bool) or kind in ("boolean", "any"))
 
 
 def _as_bytes(files: Mapping[str, str]) -> dict[str, bytes]:

@@ -1,0 +1,1 @@
+"""The Model Context Protocol, both ways: servers' tools as ours (`McpClient`), and ours offered to others (`serve`)."""
