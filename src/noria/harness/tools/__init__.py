@@ -4,6 +4,7 @@ from noria.harness.tools.files import FILE_TOOLS, LIST, READ
 from noria.harness.tools.toolbox import (
     AnyTool,
     CommandTool,
+    Described,
     HostTool,
     InvalidCall,
     Parameter,
@@ -23,6 +24,7 @@ __all__ = [
     "READ",
     "AnyTool",
     "CommandTool",
+    "Described",
     "HostTool",
     "InvalidCall",
     "Parameter",
