@@ -9,7 +9,7 @@ from noria.harness.program import Action, Program, ProgramError, State, load_pro
 from noria.harness.rollout import Budget, Sampling, rollout
 from noria.harness.scripted import ScriptedSampler
 from noria.harness.tools import FILE_TOOLS, Toolbox
-from noria.harness.traces import Recorded, ReplayMismatch, TraceFileError, load, regrade, replay, save
+from noria.harness.traces import Recorded, ReplayMismatch, TraceFileError, TraceWriter, load, regrade, replay, save
 
 __all__ = [
     "FILE_TOOLS",
@@ -25,6 +25,7 @@ __all__ = [
     "State",
     "Toolbox",
     "TraceFileError",
+    "TraceWriter",
     "load",
     "load_program",
     "program_from_source",
