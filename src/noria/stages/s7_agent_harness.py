@@ -293,7 +293,7 @@ def _evaluate(context: StepContext) -> Mapping[str, Any]:
 
 def _arena(config: _Rollout, tokenizer: Tokenizer) -> Arena:
     from noria.harness import FILE_TOOLS, Arena, program_from_source
-    from noria.harness.environments.lookup_grader import lookup_grader
+    from noria.harness.environments.lookup import lookup_grader
 
     program = program_from_source(config.program_source, config.program, config.program)
     return Arena(program, tokenizer, lookup_grader(), FILE_TOOLS, config.turns, config.tokens_per_turn)
@@ -301,7 +301,7 @@ def _arena(config: _Rollout, tokenizer: Tokenizer) -> Arena:
 
 def _tasks(count: int, seed: int, split: Any, purpose: str) -> list[Task]:
     from noria.harness.environments import lookup
-    from noria.harness.environments.lookup_grader import lookup_grader
+    from noria.harness.environments.lookup import lookup_grader
 
     return lookup.generate(count, seed_of(seed, purpose), split, lookup_grader().ref)
 
@@ -352,7 +352,7 @@ def _differences(order: Sequence[str], outcomes: Mapping[tuple[str, str], Mappin
 
 
 def _rollout_identity(config: Config, seed: int) -> dict[str, Any]:
-    names = ("environments/lookup.py", "environments/lookup_grader.py", "tools/files.py")
+    names = ("environments/lookup.py", "environments/environment.py", "trace_grader.py", "reward.py", "tools/files.py")
     return {
         "program": Path(config.program).stem,
         "program_source": _program_path(config.program).read_text(encoding="utf-8"),

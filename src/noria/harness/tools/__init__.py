@@ -1,6 +1,8 @@
 """Tools that a model may call: inside the sandbox (`Tool`, `CommandTool`), or our own code outside it (`HostTool`)."""
 
-from noria.harness.tools.files import FILE_TOOLS, LIST, READ
+from noria.harness.tools.files import FILE_TOOLS, LIST, READ, WORKSPACE_TOOLS
+from noria.harness.tools.python import PYTHON
+from noria.harness.tools.terminal import TERMINAL
 from noria.harness.tools.toolbox import (
     AnyTool,
     CommandTool,
@@ -20,7 +22,10 @@ from noria.harness.tools.toolbox import (
 __all__ = [
     "FILE_TOOLS",
     "LIST",
+    "PYTHON",
     "READ",
+    "TERMINAL",
+    "WORKSPACE_TOOLS",
     "AnyTool",
     "CommandTool",
     "HostTool",
