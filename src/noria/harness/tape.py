@@ -78,9 +78,9 @@ class Tape:
         return _AgentTape(self, agent)
 
     def bind(self, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
-        return self.bind_of("", tool)
+        return self.bind_of("", tool, argument)
 
-    def bind_of(self, agent: str, tool: str) -> Mapping[str, Any]:
+    def bind_of(self, agent: str, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
         """The recorded arguments of the agent's next call."""
         results = self._results[agent]
         if not results:
@@ -94,6 +94,14 @@ class Tape:
         arguments = node.use.arguments
         self._bound[id(arguments)] = arguments, node
         return arguments
+
+    def coming(self, agent: str) -> Node | None:
+        """The result of the agent's next call; None after the last."""
+        return self._results[agent][0] if self._results[agent] else None
+
+    def bound(self, call: ToolCall) -> Node | None:
+        """The recorded result of a call that was bound and not yet run."""
+        return self._bound[id(call.arguments)][1] if id(call.arguments) in self._bound else None
 
     def run(self, calls: Sequence[ToolCall]) -> list[ToolResult | SandboxFailed]:
         return [self._result(call) for call in calls]
@@ -125,7 +133,7 @@ class _AgentTape:
         self.tape, self.agent, self.described = tape, agent, tape.described
 
     def bind(self, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
-        return self.tape.bind_of(self.agent, tool)
+        return self.tape.bind_of(self.agent, tool, argument)
 
     def run(self, calls: Sequence[ToolCall]) -> list[ToolResult | SandboxFailed]:
         return self.tape.run(calls)

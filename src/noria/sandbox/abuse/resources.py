@@ -64,8 +64,12 @@ RESOURCES = (
         ("timeout", *FULL),
     ),
     Attempt("open every file", "files = [os.open('/dev/null', 0) for _ in range(500)]\nreturn 'escaped'", ("EMFILE",)),
-    Attempt("flood the output", "for _ in range(4096): os.write(1, b'x' * 65536)\nreturn 'escaped'", (*FULL, *SILENCED)),
-    Attempt("flood the errors", "for _ in range(4096): os.write(2, b'x' * 65536)\nreturn 'escaped'", (*FULL, *SILENCED)),
+    Attempt(
+        "flood the output", "for _ in range(4096): os.write(1, b'x' * 65536)\nreturn 'escaped'", (*FULL, *SILENCED)
+    ),
+    Attempt(
+        "flood the errors", "for _ in range(4096): os.write(2, b'x' * 65536)\nreturn 'escaped'", (*FULL, *SILENCED)
+    ),
     Attempt("a result of 8 MB", "return 'x' * (8 << 20)", ("EFBIG", "OSError", "error"), FUNCTION),
     Attempt(
         "a stack without end",
