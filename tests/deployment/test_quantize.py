@@ -1,4 +1,4 @@
-"""Int8 weights: bounded error, a folder that load_model reads, the same replies from both ways of running it."""
+"""Int8 weights on disk: a folder that load_model reads, smaller, and close to its source."""
 
 from __future__ import annotations
 
@@ -7,23 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from noria.deployment.quantize import LEVELS, keep_int8, quantise_folder, quantise_rows, quantise_state
+from noria.deployment.quantize import quantise_folder, quantise_state
 from noria.model import load_model, read_config
 from tests.tiny_model import write_tiny_model
-
-
-def test_error_is_at_most_half_a_step_of_each_row() -> None:
-    weight = torch.randn(7, 33, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 4, 7)[:, None]
-    quantised, scale = quantise_rows(weight)
-    assert quantised.dtype == torch.int8 and quantised.abs().max() == LEVELS
-    error = (weight - quantised.float() * scale[:, None]).abs()
-    assert (error <= scale[:, None] * (0.5 + 1e-4)).all()
-
-
-def test_a_row_of_zeros_stays_zero_and_signs_are_symmetric() -> None:
-    weight = torch.tensor([[0.0, 0.0], [1.0, -1.0]])
-    quantised, scale = quantise_rows(weight)
-    assert quantised.tolist() == [[0, 0], [LEVELS, -LEVELS]] and torch.isfinite(scale).all()
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
@@ -39,20 +25,8 @@ def test_quantised_folder_loads_is_smaller_and_close(tmp_path: Path) -> None:
     assert read_config(tmp_path / "int8")[1]["quantization"]["bits"] == 8
     tokens = torch.arange(20)[None]
     with torch.inference_mode():
-        exact, loaded, kept = (
-            model(tokens) for model in (load_model(source), load_model(tmp_path / "int8"), keep_int8(tmp_path / "int8"))
-        )
-    torch.testing.assert_close(loaded, kept, rtol=1e-3, atol=1e-3)
+        exact, loaded = (model(tokens) for model in (load_model(source), load_model(tmp_path / "int8")))
     assert (exact - loaded).norm() / exact.norm() < 0.1
-
-
-def test_linear_layers_really_stay_int8(tmp_path: Path) -> None:
-    quantise_folder(write_tiny_model(tmp_path / "exact"), tmp_path / "int8")
-    model = keep_int8(tmp_path / "int8")
-    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items() if name.endswith("up.weight")}
-    assert set(dtypes.values()) == {torch.int8}
-    with pytest.raises(ValueError, match="no quantised model"):
-        keep_int8(tmp_path / "exact")
 
 
 def test_quantising_twice_gives_equal_bytes(tmp_path: Path) -> None:

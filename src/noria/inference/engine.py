@@ -25,8 +25,9 @@ from noria.inference.batch import batch_of
 from noria.inference.cache import BLOCK, CACHE_BYTES, BlockPool, PagedCache
 from noria.inference.network import network
 from noria.inference.sampler import SamplingParams, distribution, penalised, request_noise, sample
+from noria.inference.scoring import Logprobs, score_sequences
 from noria.inference.structured import Constraint
-from noria.inference.weights import Precision, fingerprint
+from noria.inference.weights import Precision, compute_dtype, fingerprint
 from noria.model import Transformer
 
 Finish = Literal["stop", "length", "aborted"]
@@ -140,7 +141,9 @@ class Engine:
 
     The engine works with a packed copy of the model's matrices (`weights.py`). A model that is trained in place is
     noticed: the copy is renewed before the first request after the change. `precision` bfloat16 is what training calls
-    so: products in bf16; residual stream, norms and, here, the head in fp32; the cache in bf16.
+    so: products in bf16; residual stream, norms and, here, the head in fp32; the cache in bf16. int8 and int4 keep the
+    weights in as many bits and are else as bfloat16 (`weights.py`). A model that only this engine is to run can be
+    given up: `consume_model` empties it (the caller's too) and keeps the packed copy alone.
 
     `max_rows` sequences run at once, fewer where `cache_bytes` (at least one whole context) does not hold their tokens:
     then the latest arrivals are pre-empted and go on later. A step computes up to `step_tokens` tokens of prompts.
@@ -157,12 +160,15 @@ class Engine:
         cache_bytes: int = CACHE_BYTES,
         step_tokens: int = 2048,
         decode: Callable[[Sequence[int]], str] | None = None,
+        consume_model: bool = False,
     ) -> None:
-        self.model, self.end_id, self.precision, self._decode = model, end_id, precision, decode
+        self.config, self.end_id, self.precision, self._decode = model.config, end_id, precision, decode
         self.context = min(context or model.config.context, model.config.context)
-        self.max_rows, self.policy_version = max_rows, 0
-        self._network, self._fingerprint = network(model, precision), fingerprint(model)
-        dtype: torch.dtype = getattr(torch, precision)
+        self.max_rows, self.policy_version, self._step_tokens = max_rows, 0, step_tokens
+        self._network = network(model, precision, consume_model)
+        self.model = None if consume_model else model
+        self._fingerprint = fingerprint(model)
+        dtype = compute_dtype(precision)
         blocks_of_one = -(-self.context // BLOCK)
         affordable = cache_bytes // (BLOCK * model.config.cache_bytes_per_token(dtype.itemsize))
         self._pool = BlockPool(max(blocks_of_one, min(max_rows * blocks_of_one, affordable)))
@@ -181,10 +187,10 @@ class Engine:
                 f"a prompt of {len(request.prompt_ids)} tokens does not fit: it needs 1 to {self.context - 1}, "
                 f"since the context of {self.context} tokens also holds the reply"
             )
-        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.model.config.vocab_size:
-            raise ValueError(f"a prompt holds a token id outside 0..{self.model.config.vocab_size - 1}")
-        if any(token >= self.model.config.vocab_size or token < 0 for token in request.params.logit_bias):
-            raise ValueError(f"logit_bias holds a token id outside 0..{self.model.config.vocab_size - 1}")
+        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.config.vocab_size:
+            raise ValueError(f"a prompt holds a token id outside 0..{self.config.vocab_size - 1}")
+        if any(token >= self.config.vocab_size or token < 0 for token in request.params.logit_bias):
+            raise ValueError(f"logit_bias holds a token id outside 0..{self.config.vocab_size - 1}")
         if request.params.stop and self._decode is None:
             raise ValueError("stop strings need an engine that was given a tokenizer's decode")
         handle = Handle(request, min(request.params.max_tokens, room))
@@ -199,6 +205,33 @@ class Engine:
         while self.step():
             pass
         return [handle.result() for handle in handles]
+
+    def score(self, token_ids: Sequence[Sequence[int]], top_k: int = 0) -> list[Logprobs]:
+        """Log-probabilities of every token but the first of each sequence, and the `top_k` likeliest at its place.
+
+        As the engine samples at temperature 1, with its weights in its precision. May run in any thread, also beside
+        `step`, while the weights are left alone. Raises ValueError for a sequence beyond the context, an unknown id, a
+        top_k below 0.
+        """
+        for place, ids in enumerate(token_ids):
+            if len(ids) > self.context:
+                raise ValueError(f"sequence {place} has {len(ids)} tokens; the context holds {self.context}")
+            if ids and not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
+                raise ValueError(f"sequence {place} holds a token id outside 0..{self.config.vocab_size - 1}")
+        if top_k < 0:
+            raise ValueError(f"top_k must be 0 or more; found {top_k}")
+        if not any(self.load):
+            self._notice_training()
+        return score_sequences(
+            *(self._network, self.config, compute_dtype(self.precision), token_ids),
+            *(min(top_k, self.config.vocab_size), self._step_tokens),
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights in the form they are multiplied in, and what is kept beside them; the model itself, where it
+        was not consumed, comes on top."""
+        return self._network.nbytes
 
     @property
     def load(self) -> tuple[int, int]:
@@ -227,14 +260,26 @@ class Engine:
         """Swap the weights in place. Refused while requests run: their cache would mix two policies."""
         if running := self.load[0]:
             raise RuntimeError(f"{running} requests are running; wait for them before swapping the weights")
-        self.model.load_state_dict(dict(state))
-        self.refresh()
+        if self.model is None:
+            model = Transformer(self.config)
+            model.load_state_dict(dict(state))
+            self._network = network(model, self.precision, consume=True)
+            self._pool.forget()
+        else:
+            self.model.load_state_dict(dict(state))
+            self.refresh()
         self.policy_version = version
 
     def refresh(self) -> None:
         """Pack the weights anew; needed after a change that PyTorch does not count (a write into `p.data`)."""
+        if self.model is None:
+            raise RuntimeError("this engine consumed its model: give it other weights with load_weights")
         self._network, self._fingerprint = network(self.model, self.precision), fingerprint(self.model)
         self._pool.forget()
+
+    def _notice_training(self) -> None:
+        if self.model is not None and self._fingerprint != fingerprint(self.model):
+            self.refresh()
 
     # -- running --
 
@@ -261,8 +306,8 @@ class Engine:
         """Take in what was submitted, end what was aborted; idle, look whether the weights have changed."""
         if not any(self.load):
             return
-        if not self._scheduler.running and self._fingerprint != fingerprint(self.model):
-            self.refresh()
+        if not self._scheduler.running:
+            self._notice_training()
         with self._arrived:
             while self._arrivals:
                 handle = self._arrivals.popleft()
@@ -345,22 +390,3 @@ def _likeliest(logits_BV: Tensor, params: Sequence[SamplingParams]) -> dict[int,
         pairs = list(zip(ids, values, strict=True))[: params[row].top_logprobs]
         found[row] = tuple((token, value) for token, value in pairs if value > -math.inf)
     return found
-
-
-@torch.inference_mode()
-def score(model: Transformer, sequences: Sequence[Sequence[int]], rows: int = 64) -> list[list[float]]:
-    """Log-probability of every token given those before it: one list a sequence, one shorter than the sequence."""
-    scores: list[list[float]] = [[] for _ in sequences]
-    scored = [index for index in range(len(sequences)) if len(sequences[index]) > 1]
-    order = sorted(scored, key=lambda index: len(sequences[index]))
-    for start in range(0, len(order), rows):
-        chosen = order[start : start + rows]
-        longest = max(len(sequences[index]) for index in chosen)
-        tokens_BT = torch.zeros(len(chosen), longest, dtype=torch.long)
-        for row, index in enumerate(chosen):
-            tokens_BT[row, : len(sequences[index])] = torch.tensor(sequences[index])
-        logprobs_BTV = model(tokens_BT[:, :-1]).log_softmax(-1)
-        logprobs_BT = logprobs_BTV.gather(2, tokens_BT[:, 1:, None])[..., 0]
-        for row, index in enumerate(chosen):
-            scores[index] = logprobs_BT[row, : len(sequences[index]) - 1].tolist()
-    return scores

@@ -5,6 +5,7 @@ N tokens of any sequences, B rows of T tokens, D width, H query heads, G key/val
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol, cast
 
 import torch
@@ -13,7 +14,20 @@ from torch import Tensor, nn
 from noria.inference.batch import Batch
 from noria.inference.cache import BLOCK, PagedCache
 from noria.inference.native import HEAD_WIDTHS, NativeKernels, kernels
-from noria.inference.weights import PackedLinear, Precision, multiply, pack, prepared
+from noria.inference.quantised_matrix import Bits, QuantisedMatrix
+from noria.inference.weights import (
+    TABLE_BITS,
+    Matrix,
+    PackedLinear,
+    Precision,
+    bits_of,
+    compute_dtype,
+    give_up,
+    multiply,
+    pack,
+    prepared,
+    quantised_table,
+)
 from noria.model import Transformer
 from noria.model.attention import Attention
 from noria.model.feed_forward import activate
@@ -22,20 +36,30 @@ from noria.model.transformer import Block
 
 
 class Network(Protocol):
-    def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
-        """Final normalised states (B, D) of each row's last token; the states of all N tokens go to the cache."""
+    def hidden(self, batch: Batch, cache: PagedCache, every: bool = False) -> Tensor:
+        """Final normalised states (B, D) of each row's last token, or (N, D) of `every` token; the states of all N
+        tokens go to the cache."""
         ...
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
-        """(B, V) in fp32, by the head in fp32."""
+        """(B, V) in fp32, summed in fp32."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Of all weights that it holds, those shared with the model included."""
         ...
 
 
-def network(model: Transformer, precision: Precision) -> Network:
+def network(model: Transformer, precision: Precision, consume: bool = False) -> Network:
+    """`consume` empties the model's matrices as they are packed: the network is all that is left of them.
+
+    Raises ValueError where a weight that is to be quantised is not finite.
+    """
     found = kernels()
     if found is not None and is_plain(model):
-        return PlainDecoder(model, precision, found)
-    return AnyTransformer(model, precision)
+        return PlainDecoder(model, precision, found, consume)
+    return AnyTransformer(model, precision, consume)
 
 
 def is_plain(model: Transformer) -> bool:
@@ -47,7 +71,7 @@ def is_plain(model: Transformer) -> bool:
         and config.attention_soft_cap is None
         and config.head_width in HEAD_WIDTHS
     )
-    # An adapter or a matrix kept in int8 is a module of another type: those run as they are.
+    # A layer with an adapter is a module of another type.
     matrices = [module for module in model.modules() if hasattr(module, "weight") or hasattr(module, "base")]
     return plain and all(type(module) in (nn.Linear, nn.Embedding, nn.RMSNorm) for module in matrices)
 
@@ -55,21 +79,30 @@ def is_plain(model: Transformer) -> bool:
 class AnyTransformer:
     """`Transformer.hidden` on rows padded to one length, over a cache that is gathered."""
 
-    def __init__(self, model: Transformer, precision: Precision) -> None:
-        self._model, self._mixed = prepared(model, precision), precision == "bfloat16"
+    def __init__(self, model: Transformer, precision: Precision, consume: bool) -> None:
+        self._model, self._mixed = prepared(model, precision, consume), precision != "float32"
 
-    def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
-        hidden_BD = torch.empty(len(batch.counts), self._model.config.width)
+    def hidden(self, batch: Batch, cache: PagedCache, every: bool = False) -> Tensor:
+        hidden_ND = torch.empty(len(batch.token_N), self._model.config.width)
         with torch.autocast("cpu", torch.bfloat16, enabled=self._mixed):
             for group in batch.groups:
                 view = group.view(batch, cache)
                 tokens_BT = batch.token_N[group.index_BT]
                 found_BTD = self._model.hidden(tokens_BT, view.positions_BT, cache=view, mask=view.mask())
-                hidden_BD[batch.row_N[group.index_BT[:, -1]].long()] = found_BTD[:, -1].float()
-        return hidden_BD
+                hidden_ND[group.index_BT] = found_BTD.float()
+        return hidden_ND if every else hidden_ND[batch.last_B]
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
         return self._model.logits(hidden_BD)
+
+    @property
+    def nbytes(self) -> int:
+        held: list[Matrix] = [*self._model.parameters(), *self._model.buffers()]
+        for module in self._model.modules():
+            packed = getattr(module, "packed", ())
+            held += packed if isinstance(packed, tuple) else [packed]
+            held += [kept for name in ("weight", "bias") if type(kept := module.__dict__.get(name)) is Tensor]
+        return _bytes_of(held)
 
 
 class PlainDecoder:
@@ -78,19 +111,33 @@ class PlainDecoder:
     Numbers are as in training under autocast: the residual stream and the norms in fp32, products in `precision`.
     """
 
-    def __init__(self, model: Transformer, precision: Precision, native: NativeKernels) -> None:
-        self.config, self.dtype, self.native = model.config, getattr(torch, precision), native
-        self._embedding = model.embedding.weight.detach()
-        self._layers = [_Layer(cast(Block, block), self.dtype) for block in model.blocks]
+    def __init__(self, model: Transformer, precision: Precision, native: NativeKernels, consume: bool) -> None:
+        self.config, self.dtype, self.native = model.config, compute_dtype(precision), native
+        bits = bits_of(precision)
+        self._layers: list[_Layer] = []
+        for block in model.blocks:
+            self._layers.append(_Layer(cast(Block, block), self.dtype, bits))
+            if consume:
+                give_up(block.parameters())
         self._final_norm = _fp32(model.final_norm.weight)
-        self._head = PackedLinear(model.head, torch.float32)
+        self._head = PackedLinear(model.head, torch.float32, bits and TABLE_BITS)
+        self._table = quantised_table(model, self._head.packed) if bits else model.embedding.weight.detach()
+        if consume:
+            give_up(model.parameters())
         self._scale = self.config.attention_scale or self.config.head_width**-0.5
 
-    def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
+    @property
+    def nbytes(self) -> int:
+        return _bytes_of(
+            [self._table, self._head.packed, self._final_norm, *(m for la in self._layers for m in la.held)]
+        )
+
+    def hidden(self, batch: Batch, cache: PagedCache, every: bool = False) -> Tensor:
         config, native = self.config, self.native
         native.set_threads(torch.get_num_threads())
         count, heads, width = len(batch.token_N), config.heads, config.head_width
-        x_ND = self._embedding[batch.token_N].float()
+        table = self._table
+        x_ND = table.rows(batch.token_N) if isinstance(table, QuantisedMatrix) else table[batch.token_N].float()
         if config.embedding_scale != 1.0:
             x_ND *= config.embedding_scale
         normed_ND = torch.empty(count, config.width, dtype=self.dtype)
@@ -127,9 +174,9 @@ class PlainDecoder:
             added_ND = multiply(mixed_NHd.view(count, -1), layer.output)
             native.add_norm(x_ND, added_ND, layer.ffn_norm, normed_ND, config.norm_eps)
             added_ND = multiply(self._feed_forward(multiply(normed_ND, layer.up)), layer.down)
-        final_BD = torch.empty(len(batch.counts), config.width)
         assert added_ND is not None
-        last_BD = x_ND[batch.last_B] + added_ND[batch.last_B]
+        last_BD = x_ND + added_ND if every else x_ND[batch.last_B] + added_ND[batch.last_B]
+        final_BD = torch.empty_like(last_BD)
         native.add_norm(last_BD, None, self._final_norm, final_BD, config.norm_eps)
         return final_BD
 
@@ -166,22 +213,32 @@ class PlainDecoder:
 class _Layer:
     """One block's matrices, packed, those that share an input as one."""
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, dtype: torch.dtype, bits: Bits | None) -> None:
         attention = block.attention
         assert isinstance(attention, Attention)
         self.attention_norm, self.ffn_norm = _fp32(block.attention_norm.weight), _fp32(block.ffn_norm.weight)
         three = (attention.query, attention.key, attention.value)
-        self.qkv = pack(torch.cat(tuple(matrix.weight for matrix in three)), dtype)
+        self.qkv = pack(torch.cat(tuple(matrix.weight for matrix in three)), dtype, bits)
         biases = [matrix.bias for matrix in three]
         self.qkv_bias = None if biases[0] is None else torch.cat(tuple(biases)).detach().to(dtype)
-        self.output = pack(attention.output.weight, dtype)
+        self.output = pack(attention.output.weight, dtype, bits)
         matrices = [block.up.weight] if block.gate is None else [block.gate.weight, block.up.weight]
-        self.up = pack(torch.cat(tuple(matrices)), dtype)
-        self.down = pack(block.down.weight, dtype)
+        self.up = pack(torch.cat(tuple(matrices)), dtype, bits)
+        self.down = pack(block.down.weight, dtype, bits)
         query_norm, key_norm = attention.query_norm, attention.key_norm
         self.qk_norms: tuple[Tensor, Tensor] | None = None
         if isinstance(query_norm, nn.RMSNorm) and isinstance(key_norm, nn.RMSNorm):
             self.qk_norms = (_fp32(query_norm.weight), _fp32(key_norm.weight))
+
+    @property
+    def held(self) -> list[Matrix]:
+        kept = [self.qkv, self.output, self.up, self.down, self.attention_norm, self.ffn_norm, *(self.qk_norms or ())]
+        return kept if self.qkv_bias is None else [*kept, self.qkv_bias]
+
+
+def _bytes_of(held: Iterable[Matrix]) -> int:
+    """Each once, however often it is named."""
+    return sum(each.nbytes for each in {id(each): each for each in held}.values())
 
 
 def _fp32(weight: Tensor) -> Tensor:

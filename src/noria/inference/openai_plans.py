@@ -14,7 +14,6 @@ from noria.inference.openai_chat import ChatReply, ChatRequest, parse_chat_reque
 from noria.inference.openai_completions import CompletionReply, CompletionRequest, parse_completion_request
 from noria.inference.openai_replies import Shape
 from noria.inference.openai_schema import ApiError, Sampling, invalid, shown
-from noria.inference.prompt_logprobs import prompt_logprobs
 from noria.inference.serving import ServedChoice, TokenLogprob, Wanted, token_logprob
 from noria.inference.structured import BrokenStructure, Constraint, Structures
 from noria.inference.tool_calls import CallForm, CallReader, ChatMessage, Structure, call_form
@@ -58,7 +57,7 @@ async def plan_chat(server: Server, body: Any) -> Plan:
     """Raises ApiError."""
     ask = parse_chat_request(body)
     server.check_model(ask.model)
-    _check_biases(ask.sampling, server.engine.model.config.vocab_size)
+    _check_biases(ask.sampling, server.engine.config.vocab_size)
     consent = ask.metadata.get("consent", server.consents[0])
     if consent not in server.consents:
         allowed = ", ".join(server.consents)
@@ -132,7 +131,7 @@ async def plan_completion(server: Server, body: Any) -> Plan:
     ask = parse_completion_request(body)
     server.check_model(ask.model)
     structure = await _constraint(server, ask.structure, _field(body))
-    tokenizer, vocabulary = server.tokenizer, server.engine.model.config.vocab_size
+    tokenizer, vocabulary = server.tokenizer, server.engine.config.vocab_size
     _check_biases(ask.sampling, vocabulary)
     prompts = await asyncio.to_thread(
         lambda: [tokenizer.encode_prompt(one) if isinstance(one, str) else list(one) for one in ask.prompts]
@@ -171,10 +170,12 @@ def _echoes(
 
 def _scored(server: Server, prompt_ids: Sequence[int], top: int) -> list[TokenLogprob]:
     """Every token of a prompt with its log-probability given those before it; the first has none."""
-    scores = prompt_logprobs(server.engine.model, prompt_ids, top)
+    (scores,) = server.engine.score([prompt_ids], top)
+    own, ids, values = scores.token_logprobs.tolist(), scores.top_ids.tolist(), scores.top_logprobs.tolist()
     tokens = [token_logprob(server.tokenizer, prompt_ids[0], None)]
-    for token, (logprob, likeliest) in zip(prompt_ids[1:], scores, strict=True):
-        tokens.append(token_logprob(server.tokenizer, token, logprob, likeliest))
+    for place, token in enumerate(prompt_ids[1:]):
+        likeliest = list(zip(ids[place], values[place], strict=True))
+        tokens.append(token_logprob(server.tokenizer, token, own[place], likeliest))
     return tokens
 
 

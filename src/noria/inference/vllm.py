@@ -19,11 +19,11 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from noria.inference.engine import Completion, Handle, Request, RequestTooLong
-from noria.inference.weights import Precision
 
+Dtype = Literal["float32", "bfloat16"]
 WORKER = Path(__file__).parent / "vllm_worker.py"
 CACHE_GB = 1
 LEAVING_SECONDS = 30.0
@@ -51,7 +51,7 @@ class VllmEngine:
     `context` tokens hold a prompt and its reply; `max_rows` requests run at once in `precision`, on `threads` cores of
     those this process may use (a CPU build; elsewhere it is ignored). `end_id` ends a reply, -1 never does.
     The constructor waits for vLLM to start, which takes a minute. Raises VllmFailed where it does not, ValueError for a
-    folder of ours.
+    folder of ours and for another precision.
     """
 
     def __init__(
@@ -62,10 +62,12 @@ class VllmEngine:
         *,
         context: int,
         max_rows: int = 256,
-        precision: Precision = "bfloat16",
+        precision: Dtype = "bfloat16",
         threads: int = 1,
         policy_version: int = 0,
     ) -> None:
+        if precision not in get_args(Dtype):
+            raise ValueError(f"precision {precision} is of our engine alone; with vLLM: {', '.join(get_args(Dtype))}")
         self.end_id, self.context, self.policy_version = end_id, context, policy_version
         self._vocabulary = _vocabulary(folder)
         self._log = tempfile.TemporaryFile("w+")  # closed with the worker

@@ -4,46 +4,99 @@ Packed once by oneDNN for its kernels: on a processor where PyTorch's fp32 produ
 packed one is 2.5 times faster, and in bf16 a few rows cost half. Packed products also give a row the same bits
 whatever rows stand beside it, which plain ones do not; one row alone is the exception, so it is computed as two.
 
-M tokens of any shape, I inputs, O outputs.
+M tokens of any shape, I inputs, O outputs, E experts.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noria.inference.native import kernels
+from noria.inference.quantised_matrix import Bits, QuantisedMatrix
 from noria.model import Transformer
 from noria.model.moe import MixtureOfExperts
 
-Precision = Literal["float32", "bfloat16"]
+# int8 and int4 are of the weights alone: products are summed in fp32 over activations in bf16. The embedding and the
+# head keep 8 bits in int4 too, as llama.cpp's 4-bit mixtures do: what is lost there reaches the logits at once.
+Precision = Literal["float32", "bfloat16", "int8", "int4"]
+_BITS: Mapping[Precision, Bits] = {"int8": 8, "int4": 4}
+TABLE_BITS: Bits = 8
 PACKED_FOR_ROWS = 64  # the layout that oneDNN chooses for so many rows gives the same bits for 2 rows and for 512
+
+Matrix = Tensor | QuantisedMatrix
+
+
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """Of activations and of the cache."""
+    return torch.float32 if precision == "float32" else torch.bfloat16
+
+
+def bits_of(precision: Precision) -> Bits | None:
+    """Of a layer's weights where they are quantised."""
+    return _BITS.get(precision)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with its weight packed in `dtype`, computing in it and answering in it.
+    """A linear layer with its weight packed, computing in `dtype` and answering in it.
 
-    `weight` and `bias` stay those of the layer that it stands for, for whoever needs the matrix itself.
+    `keep_weight`: also keep the matrix that the products are with as `weight`, for whoever multiplies with parts of it.
     """
 
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layer: nn.Linear, dtype: torch.dtype, bits: Bits | None = None, keep_weight: bool = False
+    ) -> None:
         super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
         self.dtype, self.outputs = dtype, layer.out_features
-        self._bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-        self._packed = pack(layer.weight, dtype)
+        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+        self.packed = pack(layer.weight, dtype, bits)
+        if keep_weight:
+            kept = self.packed.restored() if isinstance(self.packed, QuantisedMatrix) else layer.weight
+            self.weight = kept.detach().to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return multiply(x.to(self.dtype).reshape(-1, x.shape[-1]), self._packed, self._bias).view(
+        return multiply(x.to(self.dtype).reshape(-1, x.shape[-1]), self.packed, self.bias).view(
             *x.shape[:-1], self.outputs
         )
 
 
-def pack(weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
-    """An opaque tensor for `multiply`."""
+class PackedEmbedding(nn.Module):
+    """Rows of a quantised table, in fp32."""
+
+    def __init__(self, table: QuantisedMatrix) -> None:
+        super().__init__()
+        self.packed = table
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.packed.rows(index)
+
+
+class PackedExperts(nn.Module):
+    """The quantised matrices (E, O, I) of a mixture of experts; stands for its stack in `model/moe.py`."""
+
+    def __init__(self, weight_EOI: Tensor, dtype: torch.dtype, bits: Bits) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.packed = tuple(QuantisedMatrix(weight, bits) for weight in weight_EOI)
+
+    def forward(self, x_MI: Tensor, load_E: Tensor) -> Tensor:
+        """`by_expert`: rows sorted by expert, `load_E` of them each."""
+        parts = zip(x_MI.to(self.dtype).split(load_E.tolist()), self.packed, strict=True)
+        return torch.cat([multiply(part, matrix) for part, matrix in parts])
+
+
+def pack(weight_OI: Tensor, dtype: torch.dtype, bits: Bits | None = None) -> Matrix:
+    """For `multiply` with inputs in `dtype`: an opaque tensor or, with `bits`, quantised.
+
+    Raises ValueError where a weight that is to be quantised is not finite.
+    """
+    if bits:
+        return QuantisedMatrix(weight_OI, bits)
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().to(dtype).contiguous(), PACKED_FOR_ROWS)
 
 
@@ -52,8 +105,11 @@ def pack(weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
 ROW_STEP = 64
 
 
-def multiply(x_MI: Tensor, packed: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def multiply(x_MI: Tensor, packed: Matrix, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b (M, O); a row's bits do not depend on M."""
+    if isinstance(packed, QuantisedMatrix):
+        y_MO = packed.multiply(x_MI) if kernels() is not None else _restored_product(x_MI, packed)
+        return y_MO if bias_O is None else y_MO + bias_O
     if x_MI.shape[0] == 1:
         return torch.ops.mkldnn._linear_pointwise(x_MI.expand(2, -1), packed, bias_O, "none", [], "")[:1]
     rows = len(x_MI)
@@ -62,24 +118,72 @@ def multiply(x_MI: Tensor, packed: Tensor, bias_O: Tensor | None = None) -> Tens
     return torch.ops.mkldnn._linear_pointwise(x_MI, packed, bias_O, "none", [], "")[:rows]
 
 
-def prepared(model: Transformer, precision: Precision) -> Transformer:
-    """A twin of `model` that shares its parameters except that every `nn.Linear` is packed, the head in fp32.
+def _restored_product(x_MI: Tensor, matrix: QuantisedMatrix) -> Tensor:
+    """The twin of the kernel: slow, as the matrix is restored for every product, but in as little memory."""
+    if not len(x_MI):
+        return x_MI.new_empty(0, matrix.outputs)
+    return multiply(x_MI.float(), pack(matrix.restored(), torch.float32)).to(x_MI.dtype)
 
-    Layers of another type (kept in int8, with an adapter) stay as they are.
+
+def prepared(model: Transformer, precision: Precision, consume: bool = False) -> Transformer:
+    """A twin of `model` that shares its parameters except that every `nn.Linear` is packed, the head for fp32.
+
+    Layers with an adapter stay as they are, but for int8 and int4: then it is the adapted matrix that is quantised.
+    So are experts and the embedding. Routers stay exact. `consume` as in `Engine`.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
-    dtype = getattr(torch, precision)
+    dtype, bits = compute_dtype(precision), bits_of(precision)
     for path, module in list(twin.named_modules()):
         if isinstance(module, MixtureOfExperts) and dtype != torch.float32:
-            for name in ("gate", "up", "down"):
-                if (matrix := getattr(module, name)) is not None:
-                    setattr(module, name, nn.Parameter(matrix.detach().to(dtype), requires_grad=False))
-        if type(module) is not nn.Linear or path.endswith("router"):
+            _pack_experts(module, dtype, bits)
+        if not (isinstance(module, nn.Linear) if bits else type(module) is nn.Linear) or path.endswith("router"):
             continue
-        parent, _, leaf = path.rpartition(".")
-        setattr(twin.get_submodule(parent), leaf, PackedLinear(module, torch.float32 if path == "head" else dtype))
+        # One new token of latent attention is computed with parts of the matrix (`LatentAttention._attend_latents`).
+        keep_weight = path.endswith("attention.kv") and model.config.mla is not None
+        in_head = path == "head"
+        packed = PackedLinear(
+            module, torch.float32 if in_head else dtype, bits and (TABLE_BITS if in_head else bits), keep_weight
+        )
+        _put(twin, path, packed)
+        if consume and module.weight is not twin.embedding.weight:
+            give_up([module.weight])
+    if bits:
+        _put(twin, "embedding", PackedEmbedding(quantised_table(model, cast(PackedLinear, twin.head).packed)))
+    if consume:
+        needed = {id(parameter) for parameter in twin.parameters()}
+        give_up(parameter for parameter in model.parameters() if id(parameter) not in needed)
     return twin.eval()
+
+
+def quantised_table(model: Transformer, head: Matrix) -> QuantisedMatrix:
+    """The embedding in 8 bits: the head's own where they are tied."""
+    if model.head.weight is model.embedding.weight and isinstance(head, QuantisedMatrix):
+        return head
+    return QuantisedMatrix(model.embedding.weight, TABLE_BITS)
+
+
+def _pack_experts(module: MixtureOfExperts, dtype: torch.dtype, bits: Bits | None) -> None:
+    for name in ("gate", "up", "down"):
+        matrix = getattr(module, name)
+        if matrix is None:
+            continue
+        if bits:
+            delattr(module, name)
+            setattr(module, name, PackedExperts(matrix, dtype, bits))
+        else:
+            setattr(module, name, nn.Parameter(matrix.detach().to(dtype), requires_grad=False))
+
+
+def _put(twin: Transformer, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(twin.get_submodule(parent), leaf, module)
+
+
+def give_up(parameters: Iterable[nn.Parameter | Tensor]) -> None:
+    """Leave nothing of them but their names: what else refers to their numbers keeps them."""
+    for parameter in parameters:
+        parameter.data = parameter.data.new_empty(0)
 
 
 def fingerprint(model: Transformer) -> tuple[tuple[int, int], ...]:

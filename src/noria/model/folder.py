@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from noria.model.config import ModelConfig
+from noria.model.quantised import restore_rows
 from noria.model.transformer import Transformer
 
 TIED = "head.weight"
@@ -102,7 +102,7 @@ def dequantise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name not in state or scale.shape != state[name].shape[:1]:
             raise ModelFolderError(f"{name}.scale has no matrix of {scale.numel()} rows to go with it")
     return {
-        name: tensor.to(torch.float32) * scales[name][:, None] if name in scales else tensor
+        name: restore_rows(tensor, scales[name]) if name in scales else tensor
         for name, tensor in state.items()
         if not name.endswith(".scale")
     }

@@ -55,7 +55,7 @@ class LatentAttention(nn.Module):
         if cache is not None:
             states = cache.extend(self.layer, states)
         decay = decay_bias(states["log_forget"], cache) if self.forget is not None else None
-        one_by_one = cache is not None and length == 1 and self.kv.weight.is_floating_point()
+        one_by_one = cache is not None and length == 1
         mix = self._attend_latents if one_by_one else self._attend_heads
         mixed_BHTv = mix(
             query_BHTn, rotate(query_BHTr, *rotary), states["latent"], states["rope_key"], mask=mask, decay=decay

@@ -6,6 +6,7 @@ N tokens, M = N K visits, D width, E experts, K chosen a token, F hidden width o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -46,10 +47,7 @@ class MixtureOfExperts(nn.Module):
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         # The router computes in fp32: rounding would change which experts are chosen.
         with torch.autocast(x_ND.device.type, enabled=False):
-            if self.router.weight.is_floating_point():
-                logits_NE = F.linear(x_ND.float(), self.router.weight.float())
-            else:  # a layer kept in int8 scales its own result
-                logits_NE = self.router(x_ND.float())
+            logits_NE = F.linear(x_ND.float(), self.router.weight.float())
         chosen_NK, weight_NK = route(logits_NE, self.bias, self.config)
         load_E = torch.bincount(chosen_NK.flatten(), minlength=self.config.experts)
         order_M = chosen_NK.flatten().argsort(stable=True)  # visits, expert by expert
@@ -77,12 +75,15 @@ def route(logits_NE: Tensor, bias_E: Tensor, config: MoE) -> tuple[Tensor, Tenso
     return chosen_NK, weight_NK * config.route_scale
 
 
-def by_expert(x_MI: Tensor, weight_EOI: Tensor, load_E: Tensor) -> Tensor:
+def by_expert(x_MI: Tensor, weight_EOI: Tensor | nn.Module, load_E: Tensor) -> Tensor:
     """Each visit times its expert's matrix; visits are sorted by expert, `load_E` of them each.
 
+    Matrices kept in a form of their own (a module in the place of the stack) multiply by themselves.
     One grouped product where `torch._grouped_mm` can be used: in bf16 (given, or under autocast), with both widths a
     multiple of 8 (it wants strides of 16 bytes). Otherwise, fp32 above all, a product an expert.
     """
+    if isinstance(weight_EOI, nn.Module):
+        return cast(Tensor, weight_EOI(x_MI, load_E))
     device = x_MI.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_EOI.dtype
     if dtype == torch.bfloat16 and x_MI.shape[1] % 8 == 0 and weight_EOI.shape[1] % 8 == 0:

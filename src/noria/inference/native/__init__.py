@@ -21,17 +21,16 @@ import torch
 from torch import Tensor
 
 LOG = logging.getLogger("noria.inference")
-SOURCE = Path(__file__).with_name("kernels.cpp")
-# Sums may be reordered, which vectors need; but nothing else of -ffast-math, which would also change how this whole
-# process treats denormals.
+SOURCES = (Path(__file__).with_name("kernels.cpp"), Path(__file__).with_name("quantised.h"))  # the first has the rest
+# Nothing that lets the compiler reorder sums: only loops marked so are vectorised as sums, each always in one order.
 FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fPIC -fno-math-errno -fno-trapping-math".split()
-FLAGS += ["-fassociative-math", "-fno-signed-zeros"]
 HEAD_WIDTHS = (16, 32, 64, 128, 256)  # of `attend`
 _POINTER, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "add_norm": [_POINTER] * 4 + [_COUNT] * 2 + [_REAL],
     "place": [_POINTER] * 9 + [_COUNT] * 4 + [_REAL],
     "attend": [_POINTER] * 5 + [_COUNT] + [_POINTER] * 2 + [_COUNT] * 6 + [_REAL],
+    "multiply": [_POINTER] * 4 + [_COUNT] * 4,
     "swiglu": [_POINTER] * 2 + [_COUNT] * 2,
 }
 _SUFFIX = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -102,6 +101,12 @@ class NativeKernels:
             *(query_NHd.shape[0], query_NHd.shape[1], key_SGd.shape[1], query_NHd.shape[2], block, window, scale),
         )
 
+    def multiply(self, x_MI: Tensor, values: Tensor, scale: Tensor, outputs: int, bits: int) -> Tensor:
+        """x W^T (M, O), summed in fp32, of W in 8 or 4 bits, laid out as `quantised_matrix.py` does."""
+        out_MO = torch.empty(x_MI.shape[0], outputs, dtype=x_MI.dtype)
+        self._calls["multiply", x_MI.dtype](*map(_address, (x_MI, values, scale, out_MO)), *x_MI.shape, outputs, bits)
+        return out_MO
+
     def swiglu(self, gate_up: Tensor, out_NF: Tensor) -> None:
         """silu(gate) * up, from (N, 2F)."""
         self._calls["swiglu", out_NF.dtype](gate_up.data_ptr(), out_NF.data_ptr(), *out_NF.shape)
@@ -139,7 +144,7 @@ def _compiled() -> Path:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise OSError("found no C++ compiler; install g++, or set CXX")
-    source = SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in SOURCES)
     machine = "".join(sorted(set(_lines("/proc/cpuinfo", ("flags", "Features"))))) or platform.processor()
     key = hashlib.sha256(source + repr((compiler, FLAGS, platform.machine(), machine)).encode()).hexdigest()[:24]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noria"
@@ -150,7 +155,7 @@ def _compiled() -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         objects, library = f"{work}/kernels.o", f"{work}/kernels.so"
         for command in (
-            [compiler, *FLAGS, "-c", str(SOURCE), "-o", objects],
+            [compiler, *FLAGS, "-c", str(SOURCES[0]), "-o", objects],
             [compiler, "-shared", "-fopenmp", objects, "-o", library],
         ):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)

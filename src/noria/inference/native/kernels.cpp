@@ -10,6 +10,9 @@
 #include <vector>
 
 #include <omp.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -305,6 +308,8 @@ void choose(const float* logits, int64_t V, float temperature, double uniform, i
     *logprob = float((logits[found] - largest) * double(inverse) - std::log(total));
 }
 
+#include "quantised.h"
+
 }  // namespace
 
 extern "C" void noria_threads(int64_t count) { omp_set_num_threads(int(count)); }
@@ -332,6 +337,11 @@ extern "C" void noria_choose(const float* logits, const float* temperature, cons
                                           int64_t block, int64_t window, float scale) {                               \
         auto run = d == 16 ? attend<1, T> : d == 32 ? attend<2, T> : d == 64 ? attend<4, T> : d == 128 ? attend<8, T> : attend<16, T>; \
         run(query, key, value, out, tables, widest, row, position, N, H, G, d, block, window, scale);                 \
+    }                                                                                                                 \
+    extern "C" void noria_multiply_##SUFFIX(const T* x, const void* weight, const float* scale, T* out, int64_t M,     \
+                                            int64_t I, int64_t O, int64_t bits) {                                     \
+        if (bits == 8) multiply_as<Int8>(weight, scale, x, out, M, I, O);                                             \
+        else multiply_as<Int4>(weight, scale, x, out, M, I, O);                                                       \
     }                                                                                                                 \
     extern "C" void noria_swiglu_##SUFFIX(const T* gate_up, T* out, int64_t N, int64_t F) {                           \
         swiglu(gate_up, out, N, F);                                                                                   \

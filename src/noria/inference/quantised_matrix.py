@@ -1,0 +1,57 @@
+"""A matrix kept in 8 or 4 bits, laid out for the kernel of `native/quantised.h`.
+
+M rows of x, I inputs (padded to a multiple of 32), O outputs (padded to panels of 32), P panels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from noria.inference.native import kernels
+from noria.model.quantised import GROUP, quantise_groups, quantise_rows, restore_groups, restore_rows
+
+Bits = Literal[8, 4]
+PANEL, LANES = 32, 16
+
+
+class QuantisedMatrix:
+    """(O, I) as `model/quantised.py` quantises it. Raises ValueError on weights that are not finite."""
+
+    def __init__(self, weight_OI: Tensor, bits: Bits) -> None:
+        self.bits, (self.outputs, self.inputs) = bits, weight_OI.shape
+        # Zeros beside the matrix change no scale and add nothing to a product.
+        padded = F.pad(weight_OI.detach(), (0, -self.inputs % GROUP, 0, -self.outputs % PANEL))
+        values, scale = quantise_rows(padded) if bits == 8 else quantise_groups(padded)
+        by_output = values.view(-1, 2, LANES, padded.shape[1] // 2, bits // 4)
+        self.values = by_output.permute(0, 3, 1, 4, 2).contiguous()  # (P, I/2, 2, bytes of a pair, 16)
+        self.scale = scale.view(len(self.values), PANEL, -1).mT.contiguous()  # (P, scales of an output, 32)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.scale.nbytes
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Those rows of the matrix, (..., I) in fp32."""
+        flat = index.flatten()
+        panel, lane = flat // PANEL, flat % PANEL
+        values = self.values[panel, :, lane // LANES, :, lane % LANES].flatten(1)
+        scale = self.scale[panel, :, lane]
+        restored = restore_rows(values, scale[:, 0]) if self.bits == 8 else restore_groups(values, scale)
+        return restored[:, : self.inputs].contiguous().view(*index.shape, self.inputs)
+
+    def restored(self) -> Tensor:
+        """The whole matrix, (O, I) in fp32."""
+        return self.rows(torch.arange(self.outputs))
+
+    def multiply(self, x_MI: Tensor) -> Tensor:
+        """x W^T (M, O) in the dtype of x, bf16 or fp32, by the kernel: a row's bits do not depend on M."""
+        native = kernels()
+        assert native is not None
+        if self.inputs % GROUP:
+            x_MI = F.pad(x_MI, (0, -self.inputs % GROUP))
+        native.set_threads(torch.get_num_threads())
+        return native.multiply(x_MI.contiguous(), self.values, self.scale, self.outputs, self.bits)
