@@ -38,12 +38,16 @@ def judge(experiment: str, claim: str, effects: Sequence[float], unit: str, **de
 
 
 def arguments(name: str, description: str | None, seeds: int = 5) -> argparse.Namespace:
+    return arguments_parser(name, description, seeds).parse_args()
+
+
+def arguments_parser(name: str, description: str | None, seeds: int = 5) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=description)
     parser.add_argument("--seeds", type=int, default=seeds, help=f"how many; {seeds} for a verdict")
     parser.add_argument("--store", default="store", help="where the text of the nano recipe lies, or is made")
     parser.add_argument("--threads", type=int, default=2, help="1 where other work shares the machine")
     parser.add_argument("--json", action="store_true", help="the verdict as one JSON object on the last line")
-    return parser.parse_args()
+    return parser
 
 
 def show(found: Verdict, as_json: bool) -> None:
