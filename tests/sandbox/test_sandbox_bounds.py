@@ -51,6 +51,13 @@ def test_a_command_may_change_permissions_and_run_what_it_wrote(box):
     assert outcome.output == "ran by 65534\n"
 
 
+def test_a_script_that_one_command_wrote_can_be_run_by_the_next(box):
+    workspace = Workspace(box)
+    workspace.run(["sh", "-c", "printf '#!/bin/sh\\necho again' > s; chmod +x s; echo 'echo no' > t"])
+    assert workspace.run(["./s"]).output == "again\n"
+    assert workspace.run(["./t"]).exit_code == 127  # Permission denied
+
+
 def test_a_command_finds_the_interpreter(box):
     name = os.path.basename(bubblewrap.executable())
     assert box.run_command([name, "-c", "print(6 * 7)"]).output == "42\n"

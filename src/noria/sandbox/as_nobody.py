@@ -25,8 +25,9 @@ def main():
     os.chmod(order["place"], 0o755)
     for number, source in enumerate(sources):
         target = os.path.join(order["place"], str(number))
-        os.mkdir(target) if os.path.isdir("/proc/self/fd/%d" % source) else open(target, "w").close()
-        mount("/proc/self/fd/%d" % source, target, None, MS_BIND | MS_REC)
+        shown = f"/proc/self/fd/{source}"
+        os.mkdir(target) if os.path.isdir(shown) else open(target, "w").close()
+        mount(shown, target, None, MS_BIND | MS_REC)
         os.close(source)
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)

@@ -333,6 +333,8 @@ def write_file(path, content):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as stream:
         stream.write(content)
+    if content.startswith((b"#!", b"\x7fELF")):  # files travel as bytes alone; what is a program stays one
+        os.chmod(path, 0o755)
 
 
 def read_workspace(root, most_bytes):
