@@ -23,10 +23,11 @@ def main():
     sources = [os.open(path, os.O_PATH) for path in order["paths"]]  # before anything is laid over them
     mount("tmpfs", order["place"], "tmpfs", MS_NOSUID | MS_NODEV)
     os.chmod(order["place"], 0o755)
-    for number, (path, source) in enumerate(zip(order["paths"], sources)):
+    for number, source in enumerate(sources):
         target = os.path.join(order["place"], str(number))
-        os.mkdir(target) if os.path.isdir("/proc/self/fd/%d" % source) else open(target, "w").close()
-        mount("/proc/self/fd/%d" % source, target, None, MS_BIND | MS_REC)
+        shown = f"/proc/self/fd/{source}"
+        os.mkdir(target) if os.path.isdir(shown) else open(target, "w").close()
+        mount(shown, target, None, MS_BIND | MS_REC)
         os.close(source)
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)

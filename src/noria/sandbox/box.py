@@ -174,7 +174,11 @@ class _Job:
 
 
 class Workspace:
-    """A folder of small files that tools act on; between commands it lives out here as plain values."""
+    """A folder of small files that tools act on; between commands it lives out here as plain values.
+
+    Only what regular files hold carries over: no empty folders, links, times or permissions, but a file that begins as
+    a program does (#! or ELF) can be run.
+    """
 
     def __init__(self, box: Sandbox, files: Mapping[str, bytes] | None = None) -> None:
         self.box = box

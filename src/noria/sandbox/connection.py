@@ -51,14 +51,15 @@ class Connection:
 
         Memory that the job's processes used up together is no fault of the server, even where it is the one to go.
         """
-        reason = ""
+        reason, kills = "", 0
         for _ in range(2):
             try:
                 if self._process is None:
                     self._start()
+                kills = self._group.memory_kills() if self._group else 0
                 return self._exchange(HEADER.pack(len(job), collect) + job)
             except (OSError, EOFError, ValueError) as error:
-                killed = self._group is not None and self._group.memory_kills() > 0
+                killed = self._group is not None and self._group.memory_kills() > kills
                 reason = f"{type(error).__name__}: {error}; {self._last_words()}"
                 self.close()
                 if killed:

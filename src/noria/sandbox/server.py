@@ -91,7 +91,7 @@ def serve(setup, requests, replies, length, collect):
     if wall_expired:
         os.kill(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
-    end_all_others()
+    end_all_others(pid)
     code = os.waitstatus_to_exitcode(status)
     if code == UNREAD and os.lseek(result_fd, 0, os.SEEK_END) == 0:
         sys.exit("a job could not be read")
@@ -248,21 +248,36 @@ def wait_for(pid, requests, seconds):
         os.close(pidfd)
 
 
-def end_all_others():
-    """Kill and reap everything else in this PID namespace, or without one every descendant."""
+def end_all_others(group=None):
+    """Kill and reap everything else in this PID namespace, or without one the group of a job and every descendant."""
+    if os.getpid() != 1 and group is not None:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it left none
     while True:
         try:
             if os.getpid() == 1:
                 os.kill(-1, signal.SIGKILL)
             else:
                 for pid in children():
-                    os.kill(pid, signal.SIGKILL)
+                    end_group(pid)
         except ProcessLookupError:
             pass  # nobody is left
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
+
+
+def end_group(pid):
+    """A process and its group at once, or a bomb would fork faster than one after the other can be killed."""
+    try:
+        if os.getpgid(pid) != os.getpgid(0):
+            os.killpg(os.getpgid(pid), signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    os.kill(pid, signal.SIGKILL)
 
 
 def children():
@@ -318,6 +333,8 @@ def write_file(path, content):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as stream:
         stream.write(content)
+    if content.startswith((b"#!", b"\x7fELF")):  # files travel as bytes alone; what is a program stays one
+        os.chmod(path, 0o755)
 
 
 def read_workspace(root, most_bytes):

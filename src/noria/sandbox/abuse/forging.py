@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from noria.sandbox.abuse.attempt import COMMAND, FUNCTION, Attempt
+from noria.sandbox.abuse.attempt import FUNCTION, Attempt
 
 RESULT = "import json\n"
 
@@ -29,7 +29,7 @@ return ' '.join(found)
 
 FORGING = (
     Attempt("leave as if all were well", "sys.exit(0)", ("SystemExit", "error", "crash", ""), FUNCTION),
-    Attempt("leave at once as if all were well", "os._exit(0)", ("crash", "")),
+    Attempt("leave at once as if all were well", "os._exit(0)", ("crash", "exit 0")),
     Attempt("leave with the code of an error", "os._exit(70)", ("crash", "error", "exit 70")),
     Attempt(
         "a result nested too deep", "os.write(3, b'[' * 200_000)\nos._exit(0)", ("crash", "error", "EFBIG"), FUNCTION
@@ -55,13 +55,15 @@ FORGING = (
     ),
     Attempt(
         "a report to every descriptor",
-        "for fd in range(4, 256):\n  try: os.write(fd, b'{\"exit\": 0}\\n')\n  except OSError: continue\n  return 'escaped'\nreturn ''",
+        "for fd in range(4, 256):\n  try: os.write(fd, b'{\"exit\": 0}\\n')\n"
+        "  except OSError: continue\n  return 'escaped'\nreturn ''",
         ("",),
     ),
-    Attempt("close every descriptor", "os.closerange(0, 256)\nos._exit(0)", ("crash", "")),
+    Attempt("close every descriptor", "os.closerange(0, 256)\nos._exit(0)", ("crash", "exit 0")),
     Attempt(
         "read the next job",
-        "for fd in range(3, 64):\n  try: text = os.pread(fd, 9, 0) or b''\n  except OSError: continue\n  if text: return 'escaped'\nreturn ''",
+        "for fd in range(3, 64):\n  try: text = os.pread(fd, 9, 0) or b''\n  except OSError: continue\n"
+        "  if text: return 'escaped'\nreturn ''",
         ("",),
     ),
     Attempt(
@@ -71,7 +73,8 @@ FORGING = (
     ),
     Attempt(
         "replace the built-in functions",
-        "import builtins\nbuiltins.len = builtins.sum = builtins.sorted = lambda *_: 0\nbuiltins.planted = True\nreturn ''",
+        "import builtins\nbuiltins.len = builtins.sum = builtins.sorted = lambda *_: 0\n"
+        "builtins.planted = True\nreturn ''",
         ("",),
     ),
     Attempt(
@@ -81,7 +84,8 @@ FORGING = (
     ),
     Attempt(
         "look into the callers",
-        "frame, found = sys._getframe(), []\nwhile frame:\n  found += [str(v) for v in frame.f_locals.values()]\n  frame = frame.f_back\n"
+        "frame, found = sys._getframe(), []\nwhile frame:\n  found += [str(v) for v in frame.f_locals.values()]\n"
+        "  frame = frame.f_back\n"
         "return 'escaped' if any('noria-' + 'secret-' in text for text in found) else ''",
         ("",),
     ),
@@ -99,7 +103,8 @@ FORGING = (
     Attempt("leave a module for the next", "sys.modules['json'] = sys.modules['math'] = sys\nreturn ''", ("",)),
     Attempt(
         "compiled code for the next",
-        "import importlib.util\npath = importlib.util.cache_from_source(os.__file__)\nopen(path, 'r+b').write(b'x')\nreturn 'escaped'",
+        "import importlib.util\npath = importlib.util.cache_from_source(os.__file__)\n"
+        "open(path, 'r+b').write(b'x')\nreturn 'escaped'",
         ("EROFS", "EACCES", "ENOENT", "EPERM"),
     ),
     Attempt(
@@ -115,5 +120,5 @@ FORGING = (
     Attempt("bytes that are no text", "os.write(1, bytes(range(256)))\nreturn ''", ("",)),
     Attempt("an exit code that lies", "os._exit(256 - 9)", ("crash", "exit 247")),
     Attempt("end by a signal of one's own", "os.kill(os.getpid(), 9)", ("EPERM", "signal 9")),
-    Attempt("a command that hides behind another", "os.execv('/usr/bin/true', ['true'])", ("EPERM", "")),
+    Attempt("a command that hides behind another", "os.execv('/usr/bin/true', ['true'])", ("EPERM", "exit 0")),
 )

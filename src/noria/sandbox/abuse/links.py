@@ -83,7 +83,9 @@ LINKS = (
     Attempt("a file with two names", "open('a', 'w').write('x')\nos.link('a', 'b')\nreturn ''", LEFT),
     Attempt(
         "the interpreter's settings",
-        "for name in ('sitecustomize.py', 'usercustomize.py', 'json.py', 'os.py', 'base64.py'): open(name, 'w').write('raise SystemExit(0)')\nreturn ''",
+        "for name in ('sitecustomize.py', 'usercustomize.py', 'json.py', 'os.py', 'base64.py'):\n"
+        "    open(name, 'w').write('raise SystemExit(0)')\n"
+        "return ''",
         LEFT,
     ),
 )

@@ -22,7 +22,8 @@ NETWORK = (
     _socket("a socket of the kernel's ciphers", 38, 5),
     Attempt(
         "ask for a name's address",
-        "import socket\nsocket.getaddrinfo('localhost', 80, proto=6)\nsocket.create_connection(('localhost', 80), 1)\nreturn 'escaped'",
+        "import socket\nsocket.getaddrinfo('localhost', 80, proto=6)\n"
+        "socket.create_connection(('localhost', 80), 1)\nreturn 'escaped'",
         ("EPERM", "gaierror"),
     ),
     Attempt(
@@ -33,7 +34,8 @@ NETWORK = (
     ),
     Attempt(
         "the shell's own network",
-        "import subprocess\ndone = subprocess.run(['bash', '-c', 'exec 3<>/dev/udp/127.0.0.1/9'], capture_output=True)\n"
+        "import subprocess\ndone = subprocess.run("
+        "['bash', '-c', 'exec 3<>/dev/udp/127.0.0.1/9'], capture_output=True)\n"
         "return 'escaped' if done.returncode == 0 else done.stderr.decode().strip().rpartition(': ')[2]",
         ("Operation not permitted",),
         COMMAND,

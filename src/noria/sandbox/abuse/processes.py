@@ -40,7 +40,8 @@ PROCESSES = (
     Attempt(
         "more threads than allowed",
         "import threading\nthreading.stack_size(1 << 16)\n"
-        "for number in range(2000): threading.Thread(target=time.sleep, args=(30,), daemon=True).start()\nreturn 'escaped'",
+        "for number in range(2000): threading.Thread(target=time.sleep, args=(30,), daemon=True).start()\n"
+        "return 'escaped'",
         ("RuntimeError",),
     ),
     Attempt(
@@ -50,8 +51,12 @@ PROCESSES = (
         ("",),
         COMMAND,
     ),
-    Attempt("signal everyone", "os.kill(-1, 0)\nreturn 'escaped'", ("EPERM", "ESRCH")),
-    Attempt("signal the server", SERVER + "os.kill(server, 0)\nreturn 'escaped'", NO, FUNCTION),
+    Attempt("signal everyone", "os.kill(-1, 0)\nreturn 'escaped'", NO, FUNCTION),
+    Attempt(
+        "signal the server",
+        SERVER + "os.kill(server, 0)\nreturn 'escaped' if server != 1 else 'its own process 1'",
+        ("EPERM", "its own process 1"),  # which takes no harm: see the next
+    ),
     Attempt(
         "end the server",
         "if os.getppid() != 1: raise PermissionError(1, 'not alone in a namespace')\n"
@@ -86,7 +91,10 @@ PROCESSES = (
     Attempt(
         "move the server's memory",
         SERVER
-        + "kernel(256, 238, server, 1, ctypes.byref(ctypes.c_ulong(1)), ctypes.byref(ctypes.c_ulong(1)))\nreturn 'escaped'",
+        + (
+            "kernel(256, 238, server, 1, ctypes.byref(ctypes.c_ulong(1)), ctypes.byref(ctypes.c_ulong(1)))\n"
+            "return 'escaped'"
+        ),
         NO,
     ),
     Attempt("trace the server", SERVER + "kernel(101, 117, 16, server, 0, 0)\nreturn 'escaped'", NO),
@@ -108,14 +116,16 @@ PROCESSES = (
     ),
     Attempt(
         "become root",
-        "os.setresuid(0, 0, 0)\nreturn 'escaped' if os.access('/root', os.R_OK | os.W_OK) else ''",
-        ("EPERM", "EINVAL", ""),
+        "os.setresuid(0, 0, 0)\nreturn 'escaped'",
+        ("EPERM", "EINVAL"),
+        weaker="where nobody can't reach the interpreter it runs as whoever started it, without capabilities",
     ),
     Attempt("join a group", "os.setgroups([0])\nreturn 'escaped'", ("EPERM",)),
     Attempt("gain by a privileged program", "return '' if c('prctl', 39, 0, 0, 0, 0) == 1 else 'escaped'", ("",)),
     Attempt(
         "take up capabilities",
-        "header = (ctypes.c_uint32 * 2)(0x20080522, 0)\nall = (ctypes.c_uint32 * 6)(*[0xffffffff] * 6)\nc('capset', header, all)\nreturn 'escaped'",
+        "header = (ctypes.c_uint32 * 2)(0x20080522, 0)\nall = (ctypes.c_uint32 * 6)(*[0xffffffff] * 6)\n"
+        "c('capset', header, all)\nreturn 'escaped'",
         NO,
     ),
     Attempt(

@@ -15,10 +15,11 @@ from noria.sandbox.bubblewrap import interpreter
 from noria.sandbox.check import Kind
 from noria.sandbox.limits import MEGABYTE, Limits
 
-LIMITS = Limits(cpu_seconds=1, wall_seconds=2.0, memory_bytes=256 * MEGABYTE)
-# held: denied as expected. escaped: it succeeded, or something came of it. unproven: it ended in another way, so it never
-# reached its act. weaker: it succeeded where this kind of sandbox does not promise to stop it.
+LIMITS = Limits(cpu_seconds=1, wall_seconds=3.0, memory_bytes=256 * MEGABYTE)
+# held: denied as expected. escaped: it succeeded, or something came of it. unproven: it ended in another way, so it
+# never reached its act. weaker: it succeeded where this kind of sandbox does not promise to stop it.
 Verdict = Literal["held", "escaped", "unproven", "weaker"]
+SEEN = "seen: "  # before what a program has seen, in its output
 GIVEN = {"given": b"a file of the task\n"}
 HONEST = """
 import builtins, json, math, os, time
@@ -89,7 +90,8 @@ class Range:
     def _run(self, attempt: Attempt, mode: Mode) -> Outcome:
         if mode == "function":
             return self.box.run_function(Candidate(source(attempt), "f", [[str(self.secret)]]), GIVEN)
-        program = f"{source(attempt)}\nos.write(1, b'\\n' + f({str(self.secret)!r}).encode('utf-8', 'replace'))"
+        call = f"{SEEN!r}.encode() + f({str(self.secret)!r}).encode('utf-8', 'replace')"
+        program = f"{source(attempt)}\nos.write(1, b'\\n' + {call} + b'\\n')"
         return self.box.run_command([*interpreter(), "-c", program], GIVEN)
 
     def _consequence(self, outcome: Outcome, seen: str, servers: tuple[int, ...]) -> str:
@@ -130,7 +132,8 @@ def _seen(outcome: Outcome, mode: Mode) -> str:
         return outcome.error.partition(":")[0] if outcome.error.partition(":")[0].isidentifier() else "error"
     if mode == "function":
         return str((outcome.values or [""])[0])
-    return outcome.output.rpartition("\n")[2] if outcome.exit_code == 0 else f"exit {outcome.exit_code}"
+    said = [line for line in outcome.output.split("\n") if line.startswith(SEEN)]
+    return said[-1].removeprefix(SEEN) if said else f"exit {outcome.exit_code}"
 
 
 def _is_plain(path: str) -> bool:

@@ -19,7 +19,8 @@ RESOURCES = (
     Attempt(
         "memory by many processes",
         "waiting = []\nfor _ in range(8):\n  told, tell = os.pipe()\n  if os.fork() == 0:\n    try:\n"
-        "      block = b'x' * (120 << 20)\n      os.write(tell, b'+')\n    except BaseException: pass\n    time.sleep(1)\n"
+        "      block = b'x' * (120 << 20)\n      os.write(tell, b'+')\n    except BaseException: pass\n"
+        "    time.sleep(1)\n"
         "    os._exit(0)\n  os.close(tell)\n  waiting.append(told)\n"
         "held = sum(os.read(told, 1) == b'+' for told in waiting)\nreturn 'escaped' if held * 120 > 500 else ''",
         ("", *MEMORY),
@@ -33,7 +34,8 @@ RESOURCES = (
     ),
     Attempt(
         "memory in pipes",
-        "import fcntl\nfor _ in range(500):\n  told, tell = os.pipe()\n  fcntl.fcntl(tell, 1031, 1 << 24)\nreturn 'escaped'",
+        "import fcntl\nfor _ in range(500):\n  told, tell = os.pipe()\n"
+        "  fcntl.fcntl(tell, 1031, 1 << 24)\nreturn 'escaped'",
         ("EPERM", "EMFILE", "EBUSY"),
     ),
     Attempt(
@@ -84,7 +86,9 @@ RESOURCES = (
     ),
     Attempt(
         "a text that unpacks to gigabytes",
-        "import zlib\nbomb = zlib.compressobj()\npacked = b''.join(bomb.compress(bytes(1 << 20)) for _ in range(2048)) + bomb.flush()\nreturn 'escaped' if zlib.decompress(packed) else ''",
+        "import zlib\nbomb = zlib.compressobj()\n"
+        "packed = b''.join(bomb.compress(bytes(1 << 20)) for _ in range(2048)) + bomb.flush()\n"
+        "return 'escaped' if zlib.decompress(packed) else ''",
         ("timeout", *MEMORY),
     ),
     Attempt(
@@ -93,14 +97,16 @@ RESOURCES = (
     Attempt("use the processor on", "while True: pass", ("timeout",)),
     Attempt(
         "use it by threads",
-        "import threading\nfor _ in range(4): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()\ntime.sleep(60)\nreturn 'escaped'",
+        "import threading\nthreading.stack_size(1 << 16)\n"
+        "for _ in range(4): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()\n"
+        "time.sleep(60)\nreturn 'escaped'",
         ("timeout", *MEMORY),
     ),
     Attempt(
         "use it by one process after another",
-        "while True:\n  if os.fork(): os._exit(0) if os.getppid() == 1 and False else os.wait()\n"
-        "  end = time.process_time() + 0.2\n  while time.process_time() < end: pass\n  if os.getpid() % 1: break\n  continue",
-        ("timeout", "EAGAIN", "ECHILD"),
+        "while True:\n  end = time.process_time() + 0.3\n  while time.process_time() < end: pass\n"
+        "  if os.fork():\n    os.wait()\n    os._exit(0)",
+        ("timeout",),
         COMMAND,
     ),
     Attempt("dump its memory to a file", "os.abort()", ("signal 6", "signal 11")),

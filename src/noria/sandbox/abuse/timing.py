@@ -13,7 +13,9 @@ TIMING = (
     Attempt("ignore the limit", "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", LATE),
     Attempt(
         "ignore every signal",
-        "import signal\nfor number in set(signal.valid_signals()) - {9, 19}: signal.signal(number, signal.SIG_IGN)\nwhile True: pass",
+        "import signal\n"
+        "for number in set(signal.valid_signals()) - {9, 19}: signal.signal(number, signal.SIG_IGN)\n"
+        "while True: pass",
         LATE,
     ),
     Attempt(
@@ -51,7 +53,8 @@ TIMING = (
     ),
     Attempt(
         "a child that outlives the limit",
-        "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nif os.fork() == 0:\n  os.setsid()\n  time.sleep(3)\n"
+        "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nif os.fork() == 0:\n  os.setsid()\n"
+        "  time.sleep(3)\n"
         "  open('ghost', 'w').close()\n  os._exit(0)\ntime.sleep(3600)",
         LATE,
         COMMAND,
@@ -63,7 +66,8 @@ TIMING = (
     ),
     Attempt(
         "a module that never loads",
-        "sys.meta_path.insert(0, type('Slow', (), {'find_spec': staticmethod(lambda *_: time.sleep(3600))}))\nimport calendar\nreturn 'escaped'",
+        "sys.meta_path.insert(0, type('Slow', (), {'find_spec': staticmethod(lambda *_: time.sleep(3600))}))\n"
+        "import calendar\nreturn 'escaped'",
         LATE,
         FUNCTION,
     ),
