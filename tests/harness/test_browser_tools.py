@@ -246,7 +246,7 @@ def test_what_a_page_can_not_do_is_an_error_that_changes_nothing(browser):
     assert "no such option" in visit.refused("fill", "e5 blue")
     assert visit.refused("fill", "e7 soon") == "e7 takes no such value: it is a field for a date"
     assert visit.refused("fill", "e8 y") == "e8 can not be changed"
-    assert visit.refused("fill", "e9 y") == "e9 is a submit: it takes no text"
+    assert visit.refused("fill", "e9 y") == "e9 takes no text"
     assert visit.refused("read_page", "99") == "the page has 11 lines"
     assert visit("read_page") == before and visit.submitted == []
 
