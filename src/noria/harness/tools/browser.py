@@ -175,7 +175,7 @@ class Browser:
         finally:
             # An action that failed changed nothing: the page still is where the ones before it led.
             twin = self._pages.pop((archive.digest, actions[:done]), None)
-            if twin is not None:
+            if twin is not None and self._chromium is not None:
                 self._chromium.close_page(twin[0])
             self._pages[archive.digest, actions[:done]] = page, state
         return state
@@ -255,7 +255,8 @@ def shown(state: PageState, line: int = 1) -> str:
     lines = [f"page: {state.title} {state.url}", *state.lines]
     if not 1 <= line <= len(lines):
         raise ToolError(f"the page has {len(lines)} lines")
-    text, size = [], 0
+    text: list[str] = []
+    size = 0
     for at in range(line - 1, len(lines)):
         size += len(lines[at]) + 1
         if size > MOST_CHARACTERS and text:
