@@ -151,7 +151,7 @@ class Visit:
     def __call__(self, tool, argument=""):
         call = ToolCall(tool, bind(self.tools[tool], argument), SITE, self.notes)
         result = self.tools[tool].run(call)
-        assert result.deterministic and result.files == SITE
+        assert result.deterministic and result.files == SITE and result.sandbox == "bubblewrap"
         self.notes = json.loads(json.dumps(result.notes))
         return result.text
 

@@ -44,7 +44,7 @@ from noria.harness.tools.toolbox import (
 from noria.sandbox import SandboxUnavailable
 from noria.sandbox.program import ProgramEnded, ProgramSilent
 
-NOTES = "browser"
+NOTES, LABEL = "browser", "bubblewrap"  # the one kind of sandbox that a `LiveProgram` has
 MOST_CHARACTERS, MOST_ACTIONS = 4096, 200
 MOST_PAGES = 4  # open at once: each takes about 100 MB of the browser's memory
 
@@ -219,7 +219,7 @@ def browser_tools(pages: Archive | str, browser: Browser | None = None) -> tuple
             state = _state(browser, site, actions)
             submitted = [dict(form) for form in state.submitted]
             notes = {"actions": [list(action) for action in actions], "url": state.url, "submitted": submitted}
-            return ToolResult(shown(state), call.files, {**call.notes, NOTES: notes})
+            return ToolResult(shown(state), call.files, {**call.notes, NOTES: notes}, sandbox=LABEL)
 
         return run
 
@@ -228,7 +228,7 @@ def browser_tools(pages: Archive | str, browser: Browser | None = None) -> tuple
         if not actions:
             raise ToolError("no page is open")
         text = shown(_state(browser, archive(call), actions), call.arguments.get("line", 1))
-        return ToolResult(text, call.files, call.notes)
+        return ToolResult(text, call.files, call.notes, sandbox=LABEL)
 
     ref = Parameter("ref", "a control's ref, e.g. e3")
     return (
