@@ -26,10 +26,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from noria.harness.tools.archive import Archive
 from noria.harness.tools.chromium import ActionFailed, Chromium, ChromiumUnavailable, Page
+from noria.harness.tools.text import valid
 from noria.harness.tools.toolbox import (
     ERROR,
     TIMED_OUT,
@@ -271,9 +271,9 @@ def shown(state: PageState, line: int = 1) -> str:
 
 
 def _opening(call: ToolCall, site: Archive) -> Action:
-    url = call.arguments["url"].strip()
-    if urlsplit(url).scheme not in ("http", "https") or site.find(url) is None:
-        raise ToolError(f"{url} is not in the archive")
+    url = valid(call.arguments["url"]).strip()
+    if not url.startswith(("http://", "https://")) or site.find(url) is None:
+        raise ToolError(f"{url[:200]} is not in the archive")
     return ("open_page", url)
 
 
@@ -282,9 +282,9 @@ def _on_ref(call: ToolCall, site: Archive) -> Action:
         raise ToolError("no page is open")
     ref = call.arguments["ref"].strip()
     if not (ref[:1] == "e" and ref[1:].isascii() and ref[1:].isdigit() and len(ref) < 8):
-        raise ToolError(f"{ref} is no ref: give one like e3")
+        raise ToolError(f"{ref[:20]} is no ref: give one like e3")
     text = call.arguments.get("text")
-    return (call.tool, ref) if text is None else (call.tool, ref, text)
+    return (call.tool, ref) if text is None else (call.tool, ref, valid(text))
 
 
 def _actions(call: ToolCall) -> list[Action]:
