@@ -295,6 +295,18 @@ def test_a_window_that_is_used_again_keeps_nothing_of_the_page_before(browser):
 
 
 @pytest.mark.slow
+def test_a_field_takes_any_text_and_replays_with_it(browser):
+    visit = Visit(browser)
+    visit("open_page", "http://site.test/search.html")
+    for text in ("\0", "\udcff", "\ud800x", "</script>", "' + 1 + '", "${1}", "\u202e", "x" * 100_000, "🦆"):
+        visit("fill", {"ref": "e1", "text": text})
+    visit("click", "e2")
+    assert visit.submitted[0]["fields"] == [["q", "🦆"]]
+    browser._pages.clear()
+    assert visit("read_page").startswith("page: Found")
+
+
+@pytest.mark.slow
 def test_an_archive_of_a_real_host_is_browsed_by_its_own_addresses(browser, tmp_path):
     pages = [
         ("https://docs.example.org/", b"<title>Docs</title><a href=guide?v=2>Guide</a>"),
