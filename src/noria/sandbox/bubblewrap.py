@@ -25,6 +25,7 @@ from noria.sandbox.limits import Limits, Profile
 from noria.sandbox.seccomp import outer_filter
 
 NOBODY = 65534
+FIXED = {"PYTHONHASHSEED": "0"}  # the environment: the order of a set of words is the same in every interpreter
 WORK, SCRATCH = "/work", ("/tmp", "/dev/shm")
 PLACES = ("/srv", "/mnt", "/tmp")
 AS_NOBODY_SOURCE = Path(__file__).with_name("as_nobody.py").read_text(encoding="utf-8")
@@ -91,7 +92,7 @@ def start(
             whole = [at[path], *arguments, *command]
             if give_up_root:
                 order = json.dumps({"place": place, "paths": hidden, "command": whole})
-                whole = [*interpreter(), "-c", AS_NOBODY_SOURCE, order]
+                whole = [executable(), "-I", "-S", "-B", "-c", AS_NOBODY_SOURCE, order]  # outside: -I, whatever is set
             process = subprocess.Popen(
                 whole,
                 stdin=subprocess.PIPE,
@@ -122,8 +123,9 @@ def _find() -> str | None:
 
 
 def interpreter() -> list[str]:
-    # -I: no environment, no user site. -S: no site-packages. -B: nothing to write.
-    return [executable(), "-I", "-S", "-B"]
+    # -s: no user site. -P: nothing imported from where it stands. -S: no site-packages. -B: nothing to write. Not -I,
+    # which would also ignore the environment: that is empty but for FIXED.
+    return [executable(), "-s", "-P", "-S", "-B"]
 
 
 def executable() -> str:
@@ -142,6 +144,8 @@ def _arguments(limits: Limits, profile: Profile, at: Mapping[str, str]) -> list[
     """bwrap's arguments; `at` says where each path that is shown can be found from outside."""
     arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
     arguments += ["--new-session", "--die-with-parent", "--as-pid-1", "--clearenv"]
+    for name, value in FIXED.items():
+        arguments += ["--setenv", name, value]
     arguments += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"]
     for name in ("lib", "lib64", "lib32", "bin"):
         top = Path("/", name)

@@ -153,5 +153,5 @@ class Connection:
 
 def _environment(home: str, profile: Profile) -> dict[str, str]:
     programs = f"/usr/bin:/bin:{os.path.dirname(bubblewrap.executable())}"
-    common = {"PATH": programs, "HOME": home, "LANG": "C.UTF-8"}
+    common = {"PATH": programs, "HOME": home, "LANG": "C.UTF-8", **bubblewrap.FIXED}
     return common | ({} if profile.scratch_bytes else {"TMPDIR": home}) | dict(profile.environment)

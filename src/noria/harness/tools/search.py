@@ -15,7 +15,7 @@ does that, and the trace keeps what the reward looks at (Chroma's Context-1 has 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -24,12 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from noria.harness.retrieval import Chunk, Embedder, Index, chunks_of
+from noria.harness.tools.text import valid
 from noria.harness.tools.toolbox import HostTool, Parameter, ToolCall, ToolError, ToolResult, own_text
 
 NOTES = "search"
 MOST_GREPPED = 5
 MOST_READ_CHARACTERS = 4096
-HEADER = re.compile(r"^\[(\S+#\d+)\]( |$)", re.MULTILINE)
 
 
 def about_tokens(text: str) -> int:
@@ -53,7 +53,7 @@ def search_tools(
     else:
         if bad := [name for name in corpus if not name or any(letter.isspace() for letter in name)]:
             raise ValueError(f"document id {bad[0]!r}: ids are words without blanks")
-        whole = Index(chunks_of({name: _valid(text) for name, text in corpus.items()}), embed)
+        whole = Index(chunks_of({name: valid(text) for name, text in corpus.items()}), embed)
 
         def index_of(files: Mapping[str, str]) -> Index:
             return whole
@@ -83,18 +83,6 @@ def search_tools(
     )
 
 
-def without_pruned(result: str, pruned: Collection[str]) -> str:
-    """A result of these tools as a program may show it later: of pruned chunks only the id is left."""
-    body, line, usage = result.rpartition("\ncontext: ")
-    starts = list(HEADER.finditer(body))
-    ends = [*(start.start() - 1 for start in starts[1:]), len(body)]
-    parts = [
-        f"[{start[1]}] (pruned)" if start[1] in pruned else body[start.start() : end]
-        for start, end in zip(starts, ends, strict=False)
-    ]
-    return "\n".join(parts) + line + usage if parts else result
-
-
 class _Shelf:
     """What the four tools share. It keeps no state: that is in the call's notes."""
 
@@ -111,7 +99,7 @@ class _Shelf:
     def search(self, call: ToolCall) -> ToolResult:
         index = self._room(call)
         seen, _ = _kept(call)
-        found = index.search(call.arguments["query"], self.count, frozenset(seen))
+        found = index.search(valid(call.arguments["query"]), self.count, frozenset(seen))
         return self._show(call, index, found, "nothing new fits")
 
     def grep(self, call: ToolCall) -> ToolResult:
@@ -126,7 +114,7 @@ class _Shelf:
         ]
         try:
             matches = pc.match_substring_regex(
-                pa.array([line for _, line in rows], pa.string()), call.arguments["pattern"]
+                pa.array([line for _, line in rows], pa.string()), valid(call.arguments["pattern"])
             )
         except pa.ArrowInvalid as error:
             raise ToolError(f"the pattern can't be read: {str(error).partition(': ')[2] or error}"[:200]) from error
@@ -215,7 +203,7 @@ def _workspace_indices(folder: str, embed: Embedder | None) -> Callable[[Mapping
 
     def index_of(files: Mapping[str, str]) -> Index:
         found = {
-            quote(path.removeprefix(start), safe="/", errors="replace"): _valid(text)
+            quote(path.removeprefix(start), safe="/", errors="replace"): valid(text)
             for path, text in files.items()
             if path.startswith(start)
         }
@@ -224,8 +212,3 @@ def _workspace_indices(folder: str, embed: Embedder | None) -> Callable[[Mapping
         return index(tuple(sorted(found.items())))
 
     return index_of
-
-
-def _valid(text: str) -> str:
-    """Text without lone surrogates, which stand for the bytes of a file that is not UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -62,8 +62,8 @@ class CommandTool(Described):
 class HostTool(Described):
     """Our own code, outside the sandbox: a function of the call alone unless it says that it is not deterministic.
 
-    It never runs what a model wrote. What it raises as ToolError is the call's result; SandboxFailed says that a sandbox
-    of its own has failed; anything else that it raises is a fault of the tool's own, which the result says too.
+    It never runs what a model wrote. What it raises as ToolError is the call's result; a SandboxFailed says that a
+    sandbox of its own has failed; anything else is a fault of the tool's own, which the result says too.
     """
 
     run: Callable[[ToolCall], ToolResult]
