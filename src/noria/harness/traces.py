@@ -7,19 +7,21 @@ the same tokens at every turn. A changed program, tokenizer or budget is found a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from noria.data.tokenizer import Tokenizer
+from noria.data.chat_tokenizer import ChatTokenizer
 from noria.grading import Grader
+from noria.harness.policy import ChatPolicy, policy_of
 from noria.harness.program import Program
 from noria.harness.rollout import Budget, rollout
-from noria.harness.tools import InvalidCall, SandboxFailed, ToolCall, ToolResult
-from noria.harness.tools.toolbox import INVALID
+from noria.harness.subagents import SubAgents
+from noria.harness.tape import ReplayMismatch, Tape
+from noria.harness.tools import Described
 from noria.inference import Completion, Request
-from noria.types import GraderRef, ModelCall, Score, Task, Trace, task_from_json, task_to_json
+from noria.types import GraderRef, Score, Task, Trace, task_from_json, task_to_json
 
 T = TypeVar("T")
 
@@ -39,10 +41,6 @@ class Recorded:
 
 class TraceFileError(ValueError):
     """A line of a trace file can't be read; the message names file and line."""
-
-
-class ReplayMismatch(AssertionError):
-    """The replay left the tape; the message names the turn and what differs."""
 
 
 def save(folder: Path, recorded: Recorded) -> None:
@@ -68,61 +66,43 @@ def regrade(recorded: Recorded, grader: Grader) -> Recorded:
     return Recorded(recorded.tasks, recorded.traces, tuple(scores))
 
 
-def replay(task: Task, trace: Trace, tokenizer: Tokenizer, program: Program, budget: Budget) -> Trace:
-    """Run `program` again over the tape of `trace`; the result equals `trace`. Raises ReplayMismatch."""
-    tape = _Tape(trace)
-    again = rollout([task], [trace.seed], tape, tokenizer, program, budget=budget, tools=tape)[0]
+def replay(
+    task: Task,
+    trace: Trace,
+    tokenizer: ChatTokenizer | None,
+    program: Program,
+    budget: Budget,
+    *,
+    policy: ChatPolicy | None = None,
+    tools: Sequence[Described] = (),
+    subagents: SubAgents | None = None,
+) -> Trace:
+    """Run `program` again over the tape of `trace`; the result equals `trace`. Raises ReplayMismatch.
+
+    `tokenizer` is the one that the trace was sampled with; a trace of another kind of policy takes that `policy`, which
+    is not asked anything. `tools` need be given for chat models, whose prompts tell of them, and `subagents` as in the
+    rollout.
+    """
+    tape = Tape(trace, policy or policy_of(_NoSampler(), tokenizer), tools)
+    again = rollout(
+        [task],
+        [trace.seed],
+        tape,
+        None,
+        program,
+        budget=budget,
+        tools=tape,
+        subagents=replace(subagents, policy=None) if subagents else None,
+    )[0]
     if again != trace:
         differing = [name for name, value in vars(again).items() if value != vars(trace)[name]]
         raise ReplayMismatch(f"trace {trace.id} replays with another {', '.join(differing)}")
     return again
 
 
-class _Tape:
-    """The recorded samples and tool results of one trace, played as a sampler and as tools."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-        self._calls = iter([(node.call, node.view_hash) for node in trace.nodes if node.call is not None])
-        self._results = [node for node in trace.nodes if node.use is not None]
-        self._turn = -1
-
+class _NoSampler:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        (request,) = requests
-        call, _ = next(self._calls, (None, ""))
-        self._turn += 1
-        if call is None:
-            raise ReplayMismatch(f"trace {self.trace.id}: turn {self._turn} was never sampled")
-        if tuple(request.prompt_ids) != call.prompt_ids:
-            raise ReplayMismatch(
-                f"trace {self.trace.id}: the view of turn {self._turn} has other tokens than the recorded one "
-                f"({len(request.prompt_ids)} against {len(call.prompt_ids)}, first difference at "
-                f"{_first_difference(request.prompt_ids, call)})"
-            )
-        return [Completion(call.token_ids, call.logprobs, call.finish, call.policy_version)]  # type: ignore[arg-type]
-
-    def bind(self, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
-        if self._results and self._results[0].message.content.startswith(INVALID):
-            raise InvalidCall(self._results.pop(0).message.content.removeprefix(INVALID))
-        return self._results[0].use.arguments if self._results and self._results[0].use else {}
-
-    def run(self, calls: Sequence[ToolCall]) -> list[ToolResult | SandboxFailed]:
-        (call,) = calls
-        if not self._results:
-            return [SandboxFailed("as recorded")]
-        node = self._results.pop(0)
-        assert node.use is not None
-        files, notes = _changed(call.files, node.use.files), _changed(call.notes, node.use.notes)
-        return [ToolResult(node.message.content, files, notes, node.use.deterministic)]
-
-
-def _changed(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in {**before, **changes}.items() if value is not None}
-
-
-def _first_difference(prompt_ids: Sequence[int], call: ModelCall) -> int:
-    pairs = enumerate(zip(prompt_ids, call.prompt_ids, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(prompt_ids), len(call.prompt_ids)))
+        raise ReplayMismatch("a replay samples nothing")
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from noria.harness.tools.terminal import TERMINAL
 from noria.harness.tools.toolbox import (
     AnyTool,
     CommandTool,
+    Described,
     HostTool,
     InvalidCall,
     Parameter,
@@ -36,6 +37,7 @@ __all__ = [
     "Archive",
     "Browser",
     "CommandTool",
+    "Described",
     "HostTool",
     "InvalidCall",
     "Parameter",
