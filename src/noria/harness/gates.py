@@ -125,7 +125,7 @@ def gold_scores_one(gold: Recorded) -> Gate:
 
 
 def earns_nothing(name: str, runs: Mapping[str, Recorded]) -> Gate:
-    """The mean reward of each run is near 0, over the traces that could be graded: by more than one standard error above
+    """The mean reward of each run is near 0, over the traces that could be graded: more than one standard error above
     it fails, so that a lucky guess among few tasks is no finding."""
     rows: list[tuple[float, float, str]] = []
     for agent, run in runs.items():
