@@ -136,7 +136,7 @@ def test_the_key_is_not_shown():
 
 
 def test_busy_and_broken_servers_are_asked_again(serve, tools):
-    """As long as they say, or after growing pauses; one that closed an idle connection is asked on a new one at once."""
+    """After growing pauses, or as long as they say; where an idle connection was closed, on a new one at once."""
     server = serve((429, {}), (503, {}), None, completion("42"))
     (trace,) = run(server, tools)
     assert trace.outcome == "finished" and server.pauses == [7.0, 1.0]

@@ -7,8 +7,8 @@ For rollouts with sub-agents (`subagents=SubAgents(...)`); helpers themselves ru
 from noria.types import Message
 
 RULES = (
-    "You can make helpers with create_subagent and give them tasks with assign_task. Tasks that you assign in one reply "
-    "are worked on at the same time; a helper knows only what you tell it. Answer when their results are enough."
+    "You can make helpers with create_subagent and give them tasks with assign_task. Tasks that you assign in one "
+    "reply are worked on at the same time; a helper knows only what you tell it. Answer when their results are enough."
 )
 
 
