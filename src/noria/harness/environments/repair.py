@@ -51,7 +51,7 @@ done
 """
 PROMPT = (
     "`sh report.sh` should print one line for each table of settings.conf, in that order: its name and the sum of its "
-    "numbers. It no longer does. Repair it. Its checks (lock, access) must go on working, and the data stay as they are."
+    "numbers. It no longer does. Repair it. Its checks (lock, access) must go on working; the data stay as they are."
 )
 
 

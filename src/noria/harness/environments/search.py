@@ -1,9 +1,9 @@
 """`search`: follow two to four hops through a corpus, in a context so small that what is of no use must be pruned.
 
-Documents have ids that tell nothing; each says one thing (`the successor of apple is pear`), decoys the like. The answer
-is a number at the end of the chain. The columns hold what Context-1's reward is made of (targets seen, kept,
-its clamped sum); the value is the right answer less the costs of pruning streaks and turns, so that piling up documents
-without answering pays nothing.
+Documents have ids that tell nothing; each says one thing (`the successor of apple is pear`), decoys the like. The
+answer is a number at the end of the chain. The columns hold what Context-1's reward is made of (targets seen, targets
+kept, its clamped sum); the value is the right answer less the costs of pruning streaks and turns, so that piling up
+documents without answering pays nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from noria.types import Message, Task, Trace, digest
 FAMILY, DOMAIN = "agent_search", "agent"
 HOPS = (2, 3, 4)
 RELATIONS = ("rival", "cousin", "guest")  # of decoys
-DECOYS = 12
+DECOYS = 24
 SHOWN, ROOM_TOKENS = 3, 60  # chunks a search gives; a chunk has about 8 tokens, so two or three searches fit
 BETA = 2.0  # of the logged F: where Context-1's annealing ends
 HEADER = re.compile(r"^\[(\S+)\] (.+)$", re.MULTILINE)
@@ -106,8 +106,9 @@ def generate(count: int, seed: int, split: str) -> list[Task]:
 
 
 def _decoy(generator: random.Random, chain: Sequence[str], others: Sequence[str], number: int) -> str:
-    """Another relation of the chain's words, or the same relation of other words."""
-    kind, word = generator.randrange(3), generator.choice(others)
+    """Another relation of the chain's words, or the same relation of other words; mostly numbers, so that one taken at
+    random is rarely right."""
+    kind, word = generator.randrange(8), generator.choice(others)
     if kind == 0:
         return f"the {generator.choice(RELATIONS)} of {generator.choice(chain)} is {word}"
     if kind == 1:
@@ -118,7 +119,7 @@ def _decoy(generator: random.Random, chain: Sequence[str], others: Sequence[str]
 def gold(task: Task) -> Policy:
     """Searches for the next link, prunes what the search brought besides, and answers when the number is seen.
 
-    It reads all of it off what it sees; what it has pruned it no longer sees, and needs no longer.
+    That a chunk will be needed later it knows from the task; all else it reads off what it sees.
     """
 
     def policy(messages: Sequence[Message], seed: int) -> str:
@@ -128,31 +129,18 @@ def gold(task: Task) -> Policy:
                 seen |= {name: text for name, text in HEADER.findall(message.content) if text != "(pruned)"}
         words = messages[0].content.split()
         place, left = words[-1], len(words) // 2 - 1
-        of = {match[1]: (name, match[2]) for name, text in seen.items() if (match := SUCCESSOR.fullmatch(text))}
-        useful = set()
+        of = dict(match.groups() for text in seen.values() if (match := SUCCESSOR.fullmatch(text)))
         while left and place in of:
-            name, place = of[place]
-            useful.add(name)
+            place = of[place]
             left -= 1
-        numbers = {m[1]: (name, m[2]) for name, text in seen.items() if not left and (m := NUMBER.fullmatch(text))}
-        if place in numbers:
-            useful.add(numbers[place][0])
-        if idle := sorted(name for name in _unpruned(messages) if name not in useful):
+        numbers = dict(match.groups() for text in seen.values() if (match := NUMBER.fullmatch(text)))
+        if idle := sorted(name for name in seen if name not in task.hidden["targets"]):
             return call("prune_chunks", *idle)
-        if place in numbers:
-            return numbers[place][1]
+        if not left and place in numbers:
+            return numbers[place]
         return call("search_corpus", f"{'successor' if left else 'number'} of {place}")
 
     return policy
-
-
-def _unpruned(messages: Sequence[Message]) -> set[str]:
-    """Chunks that are shown and not pruned since."""
-    kept: set[str] = set()
-    for message in messages:
-        if message.role == "tool":
-            kept |= {name for name, text in HEADER.findall(message.content) if text != "(pruned)"}
-    return kept
 
 
 def grader() -> TraceGrader:

@@ -122,7 +122,7 @@ def _judge(task: Task, trace: Trace) -> Parts:
         outcome=float(once and trace.outcome == "finished"),
         vetoes={"sent_other_forms": float(len(forms) - len(right) if right else 0)},
         facts={"forms_sent": float(len(forms)), "right_forms": float(len(right))},
-        evidence=f"{trace.outcome}: {len(forms)} forms sent, {len(right)} right; {[_fields(form) for form in forms]!r:.150}",
+        evidence=f"{trace.outcome}: {len(forms)} sent, {len(right)} right; {[_fields(form) for form in forms]!r:.150}",
     )
 
 
