@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from noria.harness.importers.imported import ImportRefused
 
 NAMES = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
-LARGE = ("pygments/lexers/",)  # lexers of 500 languages; pytest colours Python alone
-KEPT = ("pygments/lexers/__init__.py", "pygments/lexers/_mapping.py", "pygments/lexers/python.py")
+LARGE = ("pygments/lexers/",)  # lexers of 500 languages; pytest colours Python and differences
+KEPT = tuple(f"pygments/lexers/{name}.py" for name in ("__init__", "_mapping", "diff", "python", "special"))
 
 
 def has_report_plugin() -> bool:
