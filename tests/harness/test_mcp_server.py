@@ -150,7 +150,8 @@ def test_sets_of_tools_are_found_by_name_or_in_a_file(tmp_path: Path):
     assert "files" in tool_sets()
     mine = tmp_path / "mine.py"
     mine.write_text("from noria.harness.tools import Tool\nT = Tool('add', 'add', (), source='def run(): return 1')")
-    assert [tool.name for tool in tools_named(["files", str(mine)])] == ["read", "list", "add"]
+    names = [tool.name for tool in tools_named(["files", str(mine)])]
+    assert {"read_file", "list", "add"} <= set(names) and len(set(names)) == len(names)
     broken = tmp_path / "broken.py"
     broken.write_text("import nothing_of_this_name")
     for wrong, why in (
