@@ -180,16 +180,17 @@ class Index:
 
     def rows(self, query: Query, limit: int = 50, offset: int = 0) -> list[dict[str, Any]]:
         """Rows with ROW_FIELDS, in the query's order; traces without the value that is ordered by come last."""
+        return [row for number in self.numbers(query, limit, offset) if (row := self.row(number))]
+
+    def numbers(self, query: Query, limit: int, offset: int) -> list[int]:
         where, values = _where(query)
         direction = "DESC" if query.descending else "ASC"
         order = f"number {direction}"
         if query.order != "number":
             last = "" if query.descending else f"{query.order} IS NULL, "
             order = f"{last}{query.order} {direction}, {order}"
-        found = self.db.execute(
-            f"SELECT number FROM traces{where} ORDER BY {order} LIMIT ? OFFSET ?", [*values, limit, offset]
-        )
-        return [row for (number,) in found.fetchall() if (row := self.row(number))]
+        sql = f"SELECT number FROM traces{where} ORDER BY {order} LIMIT ? OFFSET ?"
+        return [row[0] for row in self.db.execute(sql, [*values, limit, offset])]
 
     def row(self, number: int) -> dict[str, Any] | None:
         sql = f"SELECT {', '.join(ROW_FIELDS)} FROM traces JOIN shown USING (number) WHERE number = ?"
