@@ -75,19 +75,18 @@ def list_(
 
     try:
         query = Query(
-            "",
-            family,
-            outcome,
-            harness,
-            tool,
-            status,
-            text,
-            score_min,
-            score_max,
-            step,
-            step,
-            order,
-            falling,  # type: ignore[arg-type]
+            family=family,
+            outcome=outcome,
+            harness=harness,
+            tool=tool,
+            status=status,
+            text=text,
+            score_min=score_min,
+            score_max=score_max,
+            step_min=step,
+            step_max=step,
+            order=order,  # type: ignore[arg-type]
+            descending=falling,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -152,7 +151,15 @@ def replay(
         chosen = _chosen(library, trace, family, outcome, limit)
         for number, entry, made in _each(library, found, given, chosen):
             try:
-                play(made.task, entry.trace, made.tokenizer, made.program, made.budget)
+                play(
+                    made.task,
+                    entry.trace,
+                    made.tokenizer,
+                    made.program,
+                    made.budget,
+                    tools=made.environment.tools,
+                    subagents=made.subagents,
+                )
             except ReplayMismatch as mismatch:
                 failed.append({"number": number, "id": entry.trace.id, "mismatch": str(mismatch)})
     if json_:
@@ -195,7 +202,15 @@ def reexecute(
         chosen = _chosen(library, trace, family, outcome, limit)
         for number, entry, made in _each(library, found, given, chosen):
             try:
-                reruns = execute(made.task, entry.trace, made.tokenizer, made.program, made.budget, made.tools())
+                reruns = execute(
+                    made.task,
+                    entry.trace,
+                    made.tokenizer,
+                    made.program,
+                    made.budget,
+                    made.tools(),
+                    subagents=made.subagents,
+                )
             except ReplayMismatch as mismatch:
                 counts["off_tape"] += 1
                 listed.append({"number": number, "verdict": "off_tape", "now": str(mismatch)})

@@ -6,6 +6,7 @@ from noria.harness.tools.terminal import TERMINAL
 from noria.harness.tools.toolbox import (
     AnyTool,
     CommandTool,
+    Described,
     HostTool,
     InvalidCall,
     Parameter,
@@ -28,6 +29,7 @@ __all__ = [
     "WORKSPACE_TOOLS",
     "AnyTool",
     "CommandTool",
+    "Described",
     "HostTool",
     "InvalidCall",
     "Parameter",

@@ -11,6 +11,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,7 +121,7 @@ class Index:
         total = sum(source.size() for source in sources)
         done = 0
         for source in sources:
-            self._add(source, lambda part, before=done: report(before + part, total) if report else None)
+            self._add(source, partial(_report, report, done, total))
             done += source.size()
 
     def is_current(self, sources: Sequence[Source]) -> bool:
@@ -144,7 +145,7 @@ class Index:
             return
         number, position = (row[0], json.loads(row[2])) if row else (None, None)
         if number is None:
-            number = self.db.execute("INSERT INTO sources (name) VALUES (?)", (source.name,)).lastrowid
+            number = int(self.db.execute("INSERT INTO sources (name) VALUES (?)", (source.name,)).lastrowid or 0)
         self.db.execute("DELETE FROM damages WHERE source = ? AND reason LIKE '%is torn%'", (number,))
         for found in source.walk(position):
             if isinstance(found.value, Damage):
@@ -231,6 +232,11 @@ class Index:
         return row | {name: json.loads(row[name]) for name in ("components", "labels")}
 
 
+def _report(report: Callable[[int, int], None] | None, before: int, total: int, part: int) -> None:
+    if report:
+        report(before + part, total)
+
+
 def _where(query: Query) -> tuple[str, list[Any]]:
     parts: list[str] = []
     values: list[Any] = []
@@ -273,7 +279,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "score": score.value if score else None,
         "step": step if isinstance(step, int) else None,
         "turns": len(calls),
-        "tokens": sum(len(call.token_ids) for call in calls),
+        "tokens": sum(call.sampled_tokens for call in calls),
         "tool_calls": int(facts.get("tool_calls", len(uses))),
         "invalid_calls": int(facts.get("invalid_calls", 0)),
         "agents": len({node.agent for node in trace.nodes if node.agent}),

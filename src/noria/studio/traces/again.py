@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from noria.harness.environments.environment import Environment
     from noria.harness.program import Program
     from noria.harness.rollout import Budget
+    from noria.harness.subagents import SubAgents
     from noria.harness.tools import Toolbox
     from noria.harness.traces import Entry
     from noria.sandbox import Sandbox
@@ -39,6 +40,11 @@ class Made:
 
     def tools(self) -> Toolbox:
         return self.workshop.tools(self.environment)
+
+    @property
+    def subagents(self) -> SubAgents | None:
+        """What the environment gives its helpers, where the trace could have some."""
+        return getattr(self.environment, "subagents", None)
 
 
 class Workshop:

@@ -63,8 +63,8 @@ def tokenizer_of(place: Place, given: Given) -> Tokenizer | None:
         path = given.tokenizer / "tokenizer.json" if given.tokenizer.is_dir() else given.tokenizer
         return Tokenizer.load(path)
     folders = [place.folder, *(one.content for one in (place.artifact, *place.inputs) if one)]
-    path = next((found for folder in folders if (found := folder / "tokenizer.json").is_file()), None)
-    return None if path is None else Tokenizer.load(path)
+    found = next((file for folder in folders if (file := folder / "tokenizer.json").is_file()), None)
+    return None if found is None else Tokenizer.load(found)
 
 
 def required_tokenizer(place: Place, given: Given) -> Tokenizer:
