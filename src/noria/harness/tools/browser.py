@@ -29,8 +29,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from noria.harness.tools.archive import Archive
-from noria.harness.tools.chromium import ActionFailed, Chromium, Page
+from noria.harness.tools.chromium import ActionFailed, Chromium, ChromiumUnavailable, Page
 from noria.harness.tools.toolbox import HostTool, Parameter, SandboxFailed, ToolCall, ToolError, ToolResult, own_text
+from noria.sandbox import SandboxUnavailable
 from noria.sandbox.program import ProgramEnded
 
 NOTES = "browser"
@@ -102,7 +103,8 @@ class PageState:
 class Browser:
     """Pages by the actions that led to them. Starts Chromium when first needed, and again should it die.
 
-    Raises ChromiumUnavailable and SandboxUnavailable where this machine can't. Use as a context manager.
+    Raises ChromiumUnavailable and SandboxUnavailable where this machine can't; as a tool's result both are
+    SandboxFailed. Use as a context manager.
     """
 
     def __init__(self) -> None:
@@ -268,6 +270,8 @@ def _state(browser: Browser | None, site: Archive, actions: Sequence[Action]) ->
         return (browser or shared_browser()).state(site, actions)
     except ActionFailed as error:
         raise ToolError(str(error)) from error
+    except (ChromiumUnavailable, SandboxUnavailable) as error:
+        raise SandboxFailed(str(error)) from error
 
 
 def _look(page: Page) -> PageState:
