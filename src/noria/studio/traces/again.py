@@ -44,7 +44,7 @@ class Made:
     @property
     def subagents(self) -> SubAgents | None:
         """What the environment gives its helpers, where the trace could have some."""
-        return getattr(self.environment, "subagents", None)
+        return self.environment.subagents
 
 
 class Workshop:
