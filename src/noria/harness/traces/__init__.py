@@ -7,6 +7,7 @@ from noria.harness.traces.library import Library, build_index
 from noria.harness.traces.lines import load, save
 from noria.harness.traces.log import TraceWriter
 from noria.harness.traces.replay import Rerun, reexecute, regrade, replay
+from noria.harness.traces.steps import StepTraces
 
 __all__ = [
     "Damage",
@@ -16,6 +17,7 @@ __all__ = [
     "Recorded",
     "ReplayMismatch",
     "Rerun",
+    "StepTraces",
     "TraceFileError",
     "TraceWriter",
     "build_index",
