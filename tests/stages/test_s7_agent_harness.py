@@ -14,6 +14,7 @@ from noria.data.tokenizer import train_tokenizer
 from noria.evals.tasks import demonstrate, generate
 from noria.harness import load
 from noria.harness.environments import lookup
+from noria.harness.traces import Library
 from noria.model import ModelConfig, Transformer, load_model, save_model
 from noria.posttraining.task_set import write_demonstrations
 from noria.stages import s7_agent_harness as s7
@@ -101,6 +102,19 @@ def test_training_changes_the_weights_and_keeps_a_history(base, first):
     weights = [load_model(path).embedding.weight for path in (base, first["cold_start"], first["rl"])]
     assert not weights[0].equal(weights[1])
     assert len(json.loads((first["rl"] / "history.json").read_text())) == 2
+
+
+@pytest.mark.slow
+def test_every_rollout_of_rl_is_kept_with_its_step_and_reward(first):
+    folder = first["rl"].parent / "observed" / "traces"
+    with Library(folder) as library:  # by the index that lies beside them
+        rows = library.rows(limit=100)
+    assert [row["step"] for row in rows] == [0] * 6 + [1] * 6
+    assert all(row["status"] == "graded" and "outcome" in row["components"] for row in rows)
+    assert sorted(path.name for path in folder.iterdir()) == ["index.sqlite", "traces.blocks"]
+    rewards = [step["reward"] for step in json.loads((first["rl"] / "history.json").read_text())]
+    kept = [[row["score"] for row in rows if row["step"] == step] for step in (0, 1)]
+    assert rewards == pytest.approx([sum(scores) / 6 for scores in kept])
 
 
 @pytest.mark.slow

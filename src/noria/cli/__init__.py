@@ -1,5 +1,5 @@
-"""The commands: noria run | plan | rft | grader | why | lineage | forget | eval | chat | serve | import | export |
-report | runs | doctor | gc.
+"""The commands: noria run | plan | rft | grader | env | traces | why | lineage | forget | eval | chat | serve |
+import | export | report | runs | doctor | gc.
 
 A command loads what it needs when it is called, so that the quick ones stay quick. An error that noria raises itself is
 a message for the user; only a defect gives a traceback.
@@ -15,9 +15,9 @@ import typer
 from noria.cli.app import BAD_USE, FAILED, INTERRUPTED, OK, app
 
 # Each of these adds its commands to `app`, in the order of --help.
-from noria.cli import chain, rft, records, models, upkeep  # isort: skip
+from noria.cli import chain, rft, env, traces, records, models, upkeep  # isort: skip
 
-__all__ = ["app", "chain", "main", "models", "records", "rft", "status_of", "upkeep"]
+__all__ = ["app", "chain", "env", "main", "models", "records", "rft", "status_of", "traces", "upkeep"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,8 +51,10 @@ def _code_of(error: Exception) -> int:
     from noria.artifacts import Interrupted, Unknown
     from noria.evals.task_file import TaskFileError
     from noria.grading.grader_language import GraderError
+    from noria.harness.environments.environment import EnvironmentFileError
     from noria.recipe_errors import RecipeError
 
     if isinstance(error, Interrupted):
         return INTERRUPTED
-    return BAD_USE if isinstance(error, RecipeError | TaskFileError | GraderError | Unknown) else FAILED
+    bad_use = RecipeError | TaskFileError | GraderError | EnvironmentFileError | Unknown
+    return BAD_USE if isinstance(error, bad_use) else FAILED

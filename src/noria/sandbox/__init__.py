@@ -5,13 +5,17 @@ files, `check()` for what this machine can do.
 """
 
 from noria.sandbox.box import Candidate, Outcome, Sandbox, Workspace, run_functions
-from noria.sandbox.bubblewrap import Report, SandboxUnavailable, check
-from noria.sandbox.limits import Limits
+from noria.sandbox.check import Report, SandboxUnavailable, check
+from noria.sandbox.limits import BROWSER, BROWSER_LIMITS, PROGRAMS, Limits, Profile
 
 __all__ = [
+    "BROWSER",
+    "BROWSER_LIMITS",
+    "PROGRAMS",
     "Candidate",
     "Limits",
     "Outcome",
+    "Profile",
     "Report",
     "Sandbox",
     "SandboxUnavailable",

@@ -10,18 +10,16 @@ import atexit
 import base64
 import json
 import os
-import platform
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from noria.sandbox.bubblewrap import require
+from noria.sandbox.check import Kind, choose
 from noria.sandbox.connection import Connection, ServerDied
-from noria.sandbox.limits import Limits
-from noria.sandbox.seccomp import inner_filter, single_command_filter
+from noria.sandbox.limits import Limits, Profile
 
 Status = Literal["ok", "error", "timeout", "crash", "refused", "sandbox"]
 
@@ -56,17 +54,31 @@ class Outcome:
 class Sandbox:
     """`workers` sandboxes that live until `close`, each with one candidate at a time. Use as a context manager.
 
-    Raises SandboxUnavailable where this machine can't sandbox; there is no unsandboxed mode.
+    Raises SandboxUnavailable where this machine can't sandbox as asked; there is no unsandboxed mode. `allow_weaker`
+    (left None: NORIA_ALLOW_WEAKER_SANDBOX=1) takes Landlock where user namespaces are missing; `kind` demands one.
     """
 
-    def __init__(self, limits: Limits | None = None, workers: int | None = None) -> None:
-        self.limits = limits or Limits()
-        self.report = require()
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        workers: int | None = None,
+        profile: Profile | None = None,
+        *,
+        allow_weaker: bool | None = None,
+        kind: Kind | None = None,
+    ) -> None:
+        self.limits, self.profile = limits or Limits(), profile or Profile()
+        self.report = choose(kind, allow_weaker, self.profile)
         self.workers = workers or min(4, os.cpu_count() or 1)
-        self._idle = [Connection(self.limits, _filters()) for _ in range(self.workers)]
+        self._idle = [Connection(self.limits, self.profile, self.report) for _ in range(self.workers)]
         self._free = threading.Semaphore(self.workers)
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox") if self.workers > 1 else None
+
+    @property
+    def label(self) -> str:
+        """What ran a trace's tools: "bubblewrap" or "landlock (weaker)"."""
+        return self.report.label
 
     def __enter__(self) -> Sandbox:
         return self
@@ -96,14 +108,19 @@ class Sandbox:
 
     def run_command(self, argv: Sequence[str], files: Mapping[str, bytes] | None = None) -> Outcome:
         """A program of /usr/bin (e.g. ["cat", "notes"]) run in a workspace that holds `files`. No shell is implied."""
-        kind = "outer" if self.report.process_limit else "single"
-        reason = _refuse_files(files or {}, self.limits) or (None if argv else _Refusal("an empty command"))
-        job = {"argv": list(argv), "filter": kind, "files": _pack(files or {}), "collect": True}
-        return self._run(reason or json.dumps(job | {"limits": asdict(self.limits)}, sort_keys=True))
+        return self.run_commands([(argv, files or {})])[0]
 
-    def _function_job(self, candidate: Candidate, files: Mapping[str, bytes] | None) -> str | _Refusal:
-        job: dict[str, Any] = {"argv": None, "filter": "inner", "source": candidate.source, "entry": candidate.entry}
-        job |= {"files": {}, "collect": files is not None, "limits": asdict(self.limits)}
+    def run_commands(self, jobs: Sequence[tuple[Sequence[str], Mapping[str, bytes]]]) -> list[Outcome]:
+        """A batch of `run_command`, in order; equal commands on equal files run once."""
+        return self._run_distinct([self._command_job(argv, files) for argv, files in jobs])
+
+    def _command_job(self, argv: Sequence[str], files: Mapping[str, bytes]) -> _Job | _Refusal:
+        if reason := _refuse_command(argv, self.limits) or _refuse_files(files, self.limits):
+            return reason
+        return _Job(json.dumps({"argv": list(argv), "files": _pack(files)}, sort_keys=True), True, argv[0])
+
+    def _function_job(self, candidate: Candidate, files: Mapping[str, bytes] | None) -> _Job | _Refusal:
+        job: dict[str, Any] = {"argv": None, "source": candidate.source, "entry": candidate.entry}
         if len(candidate.source) > self.limits.source_bytes:
             return _Refusal(f"the source is longer than {self.limits.source_bytes} characters")
         if files and (reason := _refuse_files(files, self.limits)):
@@ -111,11 +128,11 @@ class Sandbox:
         try:
             job["calls"] = [list(arguments) for arguments in candidate.calls]
             job["files"] = _pack(files or {})
-            return json.dumps(job, sort_keys=True, allow_nan=False)
+            return _Job(json.dumps(job, sort_keys=True, allow_nan=False), files is not None)
         except (TypeError, ValueError, RecursionError) as error:
             return _Refusal(f"the calls are not JSON values: {error}")
 
-    def _run_distinct(self, jobs: Sequence[str | _Refusal]) -> list[Outcome]:
+    def _run_distinct(self, jobs: Sequence[_Job | _Refusal]) -> list[Outcome]:
         distinct = list(dict.fromkeys(jobs))
         if self._pool is None or len(distinct) < 2:
             outcomes = [self._run(job) for job in distinct]
@@ -124,14 +141,14 @@ class Sandbox:
         found = dict(zip(distinct, outcomes, strict=True))
         return [found[job] for job in jobs]
 
-    def _run(self, job: str | _Refusal) -> Outcome:
+    def _run(self, job: _Job | _Refusal) -> Outcome:
         if isinstance(job, _Refusal):
             return Outcome("refused", error=job)
         self._free.acquire()
         with self._lock:
             connection = self._idle.pop()
         try:
-            return _outcome(connection.ask(job), self.limits)
+            return _outcome(connection.ask(job.text.encode(), job.collect), job, self.limits)
         except ServerDied as death:
             return Outcome("sandbox", error=str(death))
         finally:
@@ -142,6 +159,13 @@ class Sandbox:
 
 class _Refusal(str):
     """Why a job is not run."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    text: str  # JSON for the server
+    collect: bool  # whether the files that it leaves are wanted
+    command: str = ""  # the program, where it is one
 
 
 class Workspace:
@@ -188,14 +212,18 @@ def _close_shared() -> None:
     _shared.clear()
 
 
-def _filters() -> dict[str, str]:
-    machine = platform.machine()
-    programs = {"inner": inner_filter(machine), "single": single_command_filter(machine), "outer": b""}
-    return {name: base64.b64encode(program).decode() for name, program in programs.items()}
-
-
 def _pack(files: Mapping[str, bytes]) -> dict[str, str]:
     return {path: base64.b64encode(content).decode() for path, content in files.items()}
+
+
+def _refuse_command(argv: Sequence[str], limits: Limits) -> _Refusal | None:
+    if not argv or not argv[0]:
+        return _Refusal("an empty command")
+    if any("\0" in word for word in argv):
+        return _Refusal("a word of the command holds a NUL character")
+    if sum(map(len, argv)) > limits.source_bytes:
+        return _Refusal(f"the command is longer than {limits.source_bytes} characters")
+    return None
 
 
 def _refuse_files(files: Mapping[str, bytes], limits: Limits) -> _Refusal | None:
@@ -210,17 +238,22 @@ def _refuse_files(files: Mapping[str, bytes], limits: Limits) -> _Refusal | None
     return None
 
 
-def _outcome(report: Mapping[str, Any], limits: Limits) -> Outcome:
+def _outcome(report: Mapping[str, Any], job: _Job, limits: Limits) -> Outcome:
     """Reads the server's report. Only here are the bytes that a candidate left parsed."""
+    if "out_of_memory" in report:
+        return Outcome("crash", error=f"its processes together used more than {limits.memory_bytes} bytes of memory")
     output = base64.b64decode(report["output"]).decode("utf-8", "replace")
-    files = {path: base64.b64decode(raw) for path, raw in report.get("files", {}).items()}
+    files = {path: base64.b64decode(raw) for path, raw in sorted(report.get("files", {}).items())}
     common: dict[str, Any] = {"output": output, "exit_code": report["exit"], "files": files}
     common["skipped"] = report.get("skipped", {})
     if report["wall_expired"] or report["cpu_expired"]:
         which = f"{limits.wall_seconds} s of wall time" if report["wall_expired"] else f"{limits.cpu_seconds} s of CPU"
         return Outcome("timeout", error=f"stopped after {which}", **common)
-    if report["command"]:
-        return Outcome("ok" if report["exit"] >= 0 else "crash", **common)
+    if job.command:
+        ended = report["exit"] >= 0
+        return Outcome(
+            "ok" if ended else "crash", error="" if ended else f"ended by signal {-report['exit']}", **common
+        )
     if report["exit"] not in (0, 70):
         return Outcome("crash", error=f"the process ended with {report['exit']} and no result", **common)
     raw = base64.b64decode(report["result"])

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
+import platform
 import select
+import shutil
+import struct
 import subprocess
 import time
-from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from noria.sandbox.bubblewrap import start_server
-from noria.sandbox.limits import Limits
+from noria.sandbox import bubblewrap, landlock
+from noria.sandbox.cgroups import Group
+from noria.sandbox.check import Report
+from noria.sandbox.limits import MEGABYTE, Limits, Profile
+from noria.sandbox.seccomp import inner_filter, outer_filter, single_command_filter
 
 # The server itself enforces wall_seconds; this long after it, the server counts as hung and is killed.
 GRACE_SECONDS = 60.0
-MAX_REPLY_BYTES = 256 << 20
+MAX_REPLY_BYTES = 512 << 20
+SERVER_BYTES = 64 * MEGABYTE  # of the server's own, within the group that bounds it together with its candidates
+HEADER = struct.Struct("!QB")
+SERVER_SOURCE = Path(__file__).with_name("server.py").read_text(encoding="utf-8")
 
 
 class ServerDied(RuntimeError):
@@ -24,45 +35,90 @@ class ServerDied(RuntimeError):
 
 
 class Connection:
-    def __init__(self, limits: Limits, filters: Mapping[str, str]) -> None:
-        self._limits = limits
-        self._filters = dict(filters)
+    def __init__(self, limits: Limits, profile: Profile, report: Report) -> None:
+        self._limits, self._profile, self._report = limits, profile, report
         self._process: subprocess.Popen[bytes] | None = None
+        self._group: Group | None = None
+        self._folder: str | None = None  # on the host, where the sandbox has no namespaces
 
-    def ask(self, job: str) -> dict[str, Any]:
-        """The report on one job. A server that dies is replaced and asked once more, then ServerDied is raised."""
+    def ask(self, job: bytes, collect: bool) -> dict[str, Any]:
+        """The report on one job. A server that dies is replaced and asked once more, then ServerDied is raised.
+
+        Memory that the job's processes used up together is no fault of the server, even where it is the one to go.
+        """
         reason = ""
         for _ in range(2):
             try:
                 if self._process is None:
                     self._start()
-                return self._exchange(job)
+                return self._exchange(HEADER.pack(len(job), collect) + job)
             except (OSError, EOFError, ValueError) as error:
+                killed = self._group is not None and self._group.memory_kills() > 0
                 reason = f"{type(error).__name__}: {error}; {self._last_words()}"
                 self.close()
+                if killed:
+                    return {"out_of_memory": True}
         raise ServerDied(f"the sandbox ended twice while it ran this job: {reason}")
 
     def close(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # unsent bytes for a server that has gone
-                    stream.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    with contextlib.suppress(OSError):  # unsent bytes for a server that has gone
+                        stream.close()
+        if self._group is not None:
+            self._group.remove()
+            self._group = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     def _start(self) -> None:
-        self._process = start_server(self._limits)
-        hello = self._exchange(json.dumps({"filters": self._filters}))
+        limits, profile = self._limits, self._profile
+        command = [*bubblewrap.interpreter(), "-c", SERVER_SOURCE]
+        self._group = Group(
+            limits.memory_bytes + limits.workspace_bytes + 2 * profile.scratch_bytes + SERVER_BYTES,
+            limits.processes + 2,  # the server, and whoever reports
+        )
+        if self._report.kind == "bubblewrap":
+            self._process, pid = bubblewrap.start(limits, profile, command)
+        else:
+            self._process, self._folder = landlock.start(command, bubblewrap.identity())
+            pid = self._process.pid
+        self._group.add(pid)  # before it is told anything, so before it forks
+        hello = self._exchange(json.dumps(self._setup()).encode() + b"\n")
         if hello.get("ready") is not True:
             raise ValueError(f"the sandbox's server said {hello}")
 
-    def _exchange(self, line: str) -> dict[str, Any]:
+    def _setup(self) -> dict[str, Any]:
+        profile, report, machine = self._profile, self._report, platform.machine()
+        folders = bubblewrap.folders(profile) if self._folder is None else [self._folder]
+        programs = {"inner": inner_filter(machine), "single": single_command_filter(machine)}
+        always = []
+        confined = None
+        if report.kind == "landlock":
+            programs["outer"] = outer_filter(machine, namespaces=False, signals=landlock.signals_stay_inside())
+            always = ["outer"]
+            confined = asdict(landlock.confinement(folders[0], bubblewrap.readable_paths(profile)))
+        return {
+            "limits": asdict(self._limits),
+            "folders": folders,
+            "filters": {name: base64.b64encode(program).decode() for name, program in programs.items()},
+            "for_functions": ["inner", *always],
+            "for_commands": [*([] if report.process_limit else ["single"]), *always],
+            "environment": _environment(folders[0], profile),
+            "address_space": profile.bounds_address_space,
+            "counted": self._group is not None and self._group.counts,
+            "landlock": confined,
+        }
+
+    def _exchange(self, message: bytes) -> dict[str, Any]:
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        process.stdin.write(line.encode() + b"\n")
+        process.stdin.write(message)
         process.stdin.flush()
         deadline = time.monotonic() + self._limits.wall_seconds + GRACE_SECONDS
         received = bytearray()
@@ -87,3 +143,9 @@ class Connection:
         process.kill()
         process.wait()
         return process.stderr.read(4096).decode("utf-8", "replace").strip()[-500:]
+
+
+def _environment(home: str, profile: Profile) -> dict[str, str]:
+    programs = f"/usr/bin:/bin:{os.path.dirname(bubblewrap.executable())}"
+    common = {"PATH": programs, "HOME": home, "LANG": "C.UTF-8"}
+    return common | ({} if profile.scratch_bytes else {"TMPDIR": home}) | dict(profile.environment)

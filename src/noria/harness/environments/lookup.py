@@ -8,12 +8,17 @@ time in ninety.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from noria.data.tokenizer import CALL
-from noria.types import GraderRef, Message, Task, digest, seed_of
+from noria.harness.environments.environment import Environment, belongs, call, distinct
+from noria.harness.reward import Parts
+from noria.harness.rollout import Budget
+from noria.harness.tools import FILE_TOOLS
+from noria.harness.trace_grader import TraceGrader, answer_evidence, right_answer, trace_grader
+from noria.types import GraderRef, Message, Task, Trace, digest
 
 FAMILY, DOMAIN = "agent_lookup", "agent"
 
@@ -43,32 +48,18 @@ TRAIN_HOPS = (1, 2, 2)  # two of three tasks need a second call
 HELDOUT_HOPS = (3,)
 GUESS = "50"
 FILES = range(4, 6 + 1)  # how many files a workspace has
-HELDOUT_TENTHS = range(0, 3)  # of all chains, by their digest
-
-
-class LookupExhausted(ValueError):
-    """The split has fewer distinct tasks than were asked for."""
 
 
 def generate(count: int, seed: int, split: Split, grader: GraderRef) -> list[Task]:
     """`count` distinct tasks; equal arguments give equal tasks."""
-    generator = random.Random(seed_of(FAMILY, seed, split))
-    tasks: dict[str, Task] = {}
-    for _ in range(count * 100):
-        task = _draw(generator, split, grader)
-        if task is not None:
-            tasks.setdefault(task.id, task)
-        if len(tasks) == count:
-            return list(tasks.values())
-    raise LookupExhausted(f"{FAMILY} gave {len(tasks)} distinct tasks of split {split!r}, not {count}; ask for fewer")
+    return distinct(lambda generator, _: _draw(generator, split, grader), FAMILY, count, seed, split)
 
 
 def gold(messages: Sequence[Message], seed: int) -> str:
     """The right reply to what is seen: a policy for `ScriptedSampler`."""
-    last = messages[-1].content.split()
-    if last[0] == "value":
-        return last[1]
-    return f"{CALL}read {last[1]}"  # "find apple" and "see apple" alike
+    said = [message.content.split() for message in messages if message.role != "assistant"]
+    last = next(words for words in reversed(said) if words and words[0] in ("find", "see", "value"))
+    return last[1] if last[0] == "value" else call("read", last[1])  # "find apple" and "see apple" alike
 
 
 def hasty(completes: float) -> Callable[[Sequence[Message], int], str]:
@@ -98,8 +89,7 @@ def _draw(generator: random.Random, split: Split, grader: GraderRef) -> Task | N
     for name, number in zip(decoys, numbers[1:], strict=False):
         points = len(decoys) > 1 and generator.random() < 0.4
         files[name] = f"see {generator.choice([d for d in decoys if d != name])}" if points else f"value {number}"
-    heldout = int(digest(FAMILY, *chain)[:8], 16) % 10 in HELDOUT_TENTHS
-    if split in ("train", "heldout") and heldout != (split == "heldout"):
+    if split in ("train", "heldout") and not belongs(split, FAMILY, *chain):
         return None
     return Task(
         id=digest(FAMILY, *chain, *(f"{name}={files[name]}" for name in sorted(files))),
@@ -111,3 +101,32 @@ def _draw(generator: random.Random, split: Split, grader: GraderRef) -> Task | N
         difficulty=(hops - 1) / 2,
         hidden={"files": {name: files[name] for name in sorted(files)}, "chain": chain},
     )
+
+
+def lookup_grader() -> TraceGrader:
+    """Was the number right, and what did invalid calls cost."""
+    return trace_grader(FAMILY, _judge, sys.modules[__name__])
+
+
+def _judge(task: Task, trace: Trace) -> Parts:
+    return Parts(right_answer(task, trace), evidence=answer_evidence(task, trace))
+
+
+ENVIRONMENT = Environment(
+    name="lookup",
+    about="follow a chain of 1 to 3 files among decoys to a number",
+    generate=lambda count, seed, split: generate(count, seed, split, lookup_grader().ref),  # type: ignore[arg-type]
+    tools=FILE_TOOLS,
+    grader=lookup_grader,
+    budget=Budget(turns=5, tokens_per_turn=12, context=256),
+    gold=lambda task: gold,
+    cheats={
+        "guess": lambda task: lambda messages, seed: str(random.Random(seed).randrange(10, 100)),
+        "name_every_number": lambda task: lambda messages, seed: " ".join(map(str, range(10, 14))),
+        "only_list": lambda task: lambda messages, seed: call("list") if len(messages) < 3 else messages[-1].content,
+        "read_the_answer": lambda task: lambda messages, seed: call("read", "answer") if len(messages) < 3 else "42",
+        "leave_the_workspace": lambda task: lambda messages, seed: call("read", "/etc/passwd"),
+    },
+    dials={"hops": "1 to 2 in training, 3 in heldout_hops", "decoys": "2 to 5 further files"},
+    splits=("train", "heldout", "heldout_keys", "heldout_hops"),
+)

@@ -1,6 +1,13 @@
 """Tools that a model may call: inside the sandbox (`Tool`, `CommandTool`), or our own code outside it (`HostTool`)."""
 
-from noria.harness.tools.files import FILE_TOOLS, LIST, READ
+from noria.harness.tools.archive import Archive
+from noria.harness.tools.browser import Browser, browser_tools
+from noria.harness.tools.files import FILE_TOOLS, LIST, READ, WORKSPACE_TOOLS
+from noria.harness.tools.memory import memory_tools
+from noria.harness.tools.python import PYTHON
+from noria.harness.tools.search import search_tools, without_pruned
+from noria.harness.tools.summarise import SUMMARISE, since_summary, summarise_with
+from noria.harness.tools.terminal import TERMINAL
 from noria.harness.tools.toolbox import (
     AnyTool,
     CommandTool,
@@ -21,8 +28,14 @@ from noria.harness.tools.toolbox import (
 __all__ = [
     "FILE_TOOLS",
     "LIST",
+    "PYTHON",
     "READ",
+    "SUMMARISE",
+    "TERMINAL",
+    "WORKSPACE_TOOLS",
     "AnyTool",
+    "Archive",
+    "Browser",
     "CommandTool",
     "Described",
     "HostTool",
@@ -35,5 +48,11 @@ __all__ = [
     "ToolResult",
     "Toolbox",
     "Tools",
+    "browser_tools",
+    "memory_tools",
     "parameters_schema",
+    "search_tools",
+    "since_summary",
+    "summarise_with",
+    "without_pruned",
 ]

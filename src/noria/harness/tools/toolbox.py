@@ -60,8 +60,8 @@ class CommandTool(Described):
 class HostTool(Described):
     """Our own code, outside the sandbox: a function of the call alone unless it says that it is not deterministic.
 
-    It never runs what a model wrote. What it raises as ToolError is the call's result; anything else that it raises is
-    a fault of the tool's own, which the result says too.
+    It never runs what a model wrote. What it raises as ToolError is the call's result; a SandboxFailed says that a
+    sandbox of its own has failed; anything else is a fault of the tool's own, which the result says too.
     """
 
     run: Callable[[ToolCall], ToolResult]
@@ -246,13 +246,15 @@ def own_text(text: str) -> str:
     return " " + text if text.startswith((INVALID, ERROR)) else text
 
 
-def _host_result(tool: HostTool, call: ToolCall) -> ToolResult:
+def _host_result(tool: HostTool, call: ToolCall) -> ToolResult | SandboxFailed:
     try:
         result = tool.run(call)
         if not isinstance(result, ToolResult):
             raise TypeError(f"run must return a ToolResult, not {type(result).__name__}")
     except ToolError as error:
         return ToolResult(f"{ERROR}{error}", call.files, call.notes, tool.deterministic)
+    except SandboxFailed as failure:  # of a tool that has a sandbox of its own
+        return failure
     except Exception as error:  # noqa: BLE001 - a tool of anybody's: its fault ends no other trace
         return _at_fault(call, error, tool.deterministic)
     return result

@@ -1,0 +1,203 @@
+"""Runs an environment through everything that its gates look at: gold, null, random, cheats, slips, fuzz, repeats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from noria.grading.grader import crash
+from noria.harness.baselines import at_random, silent, slipping, tokenizer_of
+from noria.harness.environments.environment import Environment
+from noria.harness.gates import Evidence, Fuzzed, Gate, Repeated, all_gates
+from noria.harness.hostile_traces import hostile_traces
+from noria.harness.policy import ScriptedPolicy
+from noria.harness.rollout import rollouts
+from noria.harness.scripted import Policy
+from noria.harness.subagents import DESCRIPTIONS
+from noria.harness.tools import Toolbox, ToolCall, ToolResult
+from noria.harness.tools.toolbox import INVALID
+from noria.harness.traces import Recorded
+from noria.sandbox import Limits, Sandbox
+from noria.types import Task, Trace, seed_of
+
+# A tool takes milliseconds. The backstop of wall time is far above, so that a busy machine decides nothing.
+TOOL_LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0)
+NOISES = (0.1, 0.3)
+FUZZED_TASKS, REPEATED_CALLS = 3, 60
+CONCURRENT = 8  # traces at a time: what tools keep warm (open pages, indices) is for a few
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What `examine` found of one environment."""
+
+    environment: str
+    version: str
+    tasks: int
+    gates: tuple[Gate, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+
+def examine(
+    environment: Environment,
+    tasks: int = 40,
+    repeats: int = 8,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Examination:
+    """All gates on `tasks` held-out tasks, the slipping policy `repeats` times each. Deterministic."""
+    evidence = collect(environment, tasks, repeats, seed, progress)
+    return Examination(environment.name, environment.version, tasks, tuple(all_gates(evidence)))
+
+
+def runs_of(environment: Environment) -> int:
+    """How many rollouts `examine` reports as its total."""
+    return 5 + len(environment.cheats) + len(NOISES)
+
+
+def collect(
+    environment: Environment,
+    count: int,
+    repeats: int,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evidence:
+    """The runs that the gates judge."""
+    splits = {split: environment.generate(count, seed, split) for split in environment.splits}
+    again = {split: environment.generate(count, seed, split) for split in environment.splits}
+    tasks = splits["heldout"]
+    with Sandbox(TOOL_LIMITS) as box:
+        toolbox = Toolbox(box, environment.tools)
+        player = _Player(environment, toolbox, tasks, seed, progress)
+        gold, gold_again = player.play(environment.gold), player.play(environment.gold)
+        null = player.play(lambda task: silent)
+        random, random_again = (player.play(lambda task: at_random(environment)) for _ in range(2))
+        cheats = {name: player.play(cheat) for name, cheat in environment.cheats.items()}
+        slips = environment.reference or (lambda task, noise: slipping(environment, task, noise))
+        reference = {noise: player.play(_at(slips, noise), repeats) for noise in NOISES}
+        recorded = [call for run in (gold, random) for call in calls_of(run)]
+        sample = recorded[:: max(1, len(recorded) // REPEATED_CALLS)]
+        return Evidence(
+            splits=splits,
+            splits_again=again,
+            gold=gold,
+            gold_again=gold_again,
+            null=null,
+            random=random,
+            random_again=random_again,
+            cheats=cheats,
+            reference=reference,
+            fuzzed=tuple(_fuzz(environment, null)),
+            repeated=tuple(_repeat(toolbox, sample, environment.budget.result_bytes)),
+        )
+
+
+def play(
+    environment: Environment, toolbox: Toolbox, tasks: Sequence[Task], seed: int, policy_of: Callable[[Task], Policy]
+) -> Recorded:
+    """`policy_of(task)` on each task, rolled out and graded."""
+    return _Player(environment, toolbox, tasks, seed, lambda done, total: None).play(policy_of)
+
+
+class _Player:
+    def __init__(
+        self,
+        environment: Environment,
+        toolbox: Toolbox,
+        tasks: Sequence[Task],
+        seed: int,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.environment, self.toolbox, self.tasks, self.seed = environment, toolbox, tuple(tasks), seed
+        self.tokenizer, self.grader = tokenizer_of(environment, tasks), environment.grader()
+        self.program, self.progress, self.done = environment.harness, progress, 0
+        self.subagents = environment.subagents
+        if self.subagents and environment.helper:
+            # Helpers that are good at what they are asked: what is examined is the main agent.
+            self.subagents = replace(self.subagents, policy=ScriptedPolicy(environment.helper, self.tokenizer))
+
+    def play(self, policy_of: Callable[[Task], Policy], repeats: int = 1) -> Recorded:
+        tasks = [task for task in self.tasks for _ in range(repeats)]
+        seeds = [seed_of(self.seed, task.id, number) for task in self.tasks for number in range(repeats)]
+        policies = {task.id: policy_of(task) for task in self.tasks}
+        policy = ScriptedPolicy(lambda task: policies[task.id], self.tokenizer)
+        made = rollouts(
+            zip(tasks, seeds, strict=True),
+            policy,
+            self.program,
+            budget=self.environment.budget,
+            tools=self.toolbox,
+            subagents=self.subagents,
+            concurrent=CONCURRENT,
+        )
+        traces = tuple(made)
+        self.done += 1
+        self.progress(self.done, runs_of(self.environment))
+        return Recorded(tuple(tasks), traces, tuple(self.grader.grade(tasks, traces)))
+
+
+def calls_of(run: Recorded) -> list[tuple[ToolCall, str]]:
+    """Each valid call of the main agents with what it acted on, and its result as `_told` puts it, in order."""
+    return [pair for task, trace in zip(run.tasks, run.traces, strict=True) for pair in _calls(task, trace)]
+
+
+def _calls(task: Task, trace: Trace) -> Iterator[tuple[ToolCall, str]]:
+    files: dict[str, Any] = dict(task.hidden.get("files", {}))
+    notes: dict[str, Any] = {}
+    for node in trace.nodes:
+        if node.use is None or node.agent:
+            continue
+        call = ToolCall(node.use.tool, node.use.arguments, dict(files), dict(notes))
+        files, notes = _changed(files, node.use.files), _changed(notes, node.use.notes)
+        if not node.use.tool or node.use.tool in DESCRIPTIONS or node.message.content.startswith(INVALID):
+            continue
+        yield call, _told(node.message.content, files, notes)
+
+
+def _repeat(toolbox: Toolbox, recorded: Sequence[tuple[ToolCall, str]], shown_bytes: int) -> Iterator[Repeated]:
+    """In two batches: within one, the sandbox runs equal calls once. A record holds the `shown_bytes` of a result."""
+    calls = [call for call, _ in recorded]
+    first, second = toolbox.run(calls), toolbox.run(calls)
+    for (call, said), *again in zip(recorded, first, second, strict=True):
+        results = [result for result in again if isinstance(result, ToolResult)]
+        told = [_told(_shown(result.text, shown_bytes), result.files, result.notes) for result in results]
+        if len(told) == 2:
+            declared = all(result.deterministic for result in results)
+            yield Repeated(call.tool, call.arguments, declared, said, (told[0], told[1]))
+
+
+def _fuzz(environment: Environment, null: Recorded) -> Iterator[Fuzzed]:
+    grader = environment.grader()
+    for task, trace in zip(null.tasks[:FUZZED_TASKS], null.traces[:FUZZED_TASKS], strict=True):
+        for what, hostile in hostile_traces(task, trace):
+            if hostile.answer == task.answer and hostile.answer:
+                continue
+            try:
+                (score,) = grader.grade([task], [hostile])
+            except Exception:  # noqa: BLE001 - that it raised is the finding
+                yield Fuzzed(what, None, crash().evidence)
+                continue
+            broken = score.reason == "crash" and hostile.outcome not in ("harness_error", "aborted")
+            yield Fuzzed(what, score, score.evidence if broken else "")
+
+
+def _at(slips: Callable[[Task, float], Policy], noise: float) -> Callable[[Task], Policy]:
+    return lambda task: slips(task, noise)
+
+
+def _changed(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**before, **changes}
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def _told(text: str, files: object, notes: object) -> str:
+    return json.dumps([text, files, notes], sort_keys=True, default=repr)
+
+
+def _shown(text: str, shown_bytes: int) -> str:
+    return text.encode("utf-8", "replace")[:shown_bytes].decode("utf-8", "ignore")

@@ -1,0 +1,229 @@
+"""The gates that an environment must pass before anyone trains in it: pure functions of recorded runs.
+
+An environment whose cheats pay, whose grader can be fooled or whose tools are flaky teaches its holes first.
+`harness/examine.py` makes the runs; each gate says what it saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from noria.harness.traces import Recorded
+from noria.types import Score, Task
+
+NEAR_ZERO = 0.1  # mean reward of those who do nothing, act at random or cheat
+HIGH = 0.5  # a single hostile trace that is paid this much was paid for nothing
+ENOUGH_BETWEEN = (
+    0.3  # share of tasks that a noisy policy solves sometimes: those are what a group advantage learns from
+)
+BINS = 5
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate's finding. `figure` stands in the table, `evidence` says what it rests on."""
+
+    name: str
+    passed: bool
+    figure: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Fuzzed:
+    """A hostile trace and what the grader made of it: a score, or the error that it raised."""
+
+    what: str
+    score: Score | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """One recorded call, run twice more on equal files and notes. `declared`: the tool says it is deterministic."""
+
+    tool: str
+    arguments: Mapping[str, Any]
+    declared: bool
+    recorded: str
+    again: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All runs of one environment. `reference`: noise -> runs of the slipping policy, several a task.
+
+    `splits` and `splits_again` are the same call of the generator, made twice.
+    """
+
+    splits: Mapping[str, Sequence[Task]]
+    splits_again: Mapping[str, Sequence[Task]]
+    gold: Recorded
+    gold_again: Recorded
+    null: Recorded
+    random: Recorded
+    random_again: Recorded
+    cheats: Mapping[str, Recorded]
+    reference: Mapping[float, Recorded]
+    fuzzed: Sequence[Fuzzed]
+    repeated: Sequence[Repeated]
+
+
+def all_gates(evidence: Evidence) -> list[Gate]:
+    return [
+        splits_are_apart(evidence.splits, evidence.splits_again),
+        gold_scores_one(evidence.gold),
+        earns_nothing("null", {"null": evidence.null}),
+        earns_nothing("random", {"random": evidence.random}),
+        earns_nothing("cheats", evidence.cheats),
+        runs_again_alike([(evidence.gold, evidence.gold_again), (evidence.random, evidence.random_again)]),
+        enough_between(evidence.reference),
+        grader_stands(evidence.fuzzed),
+        tools_are_steady(evidence.repeated),
+    ]
+
+
+def splits_are_apart(splits: Mapping[str, Sequence[Task]], again: Mapping[str, Sequence[Task]]) -> Gate:
+    """No task, and no prompt with the same hidden part, is in two splits; the same seed gives the same tasks."""
+    if other := [split for split in splits if list(splits[split]) != list(again[split])]:
+        return Gate("splits", False, "unsteady", f"generated twice with one seed, {', '.join(other)} differ")
+    owner: dict[str, str] = {}
+    shared, doubled = [], []
+    for split, tasks in splits.items():
+        for task in tasks:
+            body = repr((task.messages, sorted(task.hidden.items(), key=str), task.answer))
+            for key in (task.id, body):
+                if owner.setdefault(key, split) != split:
+                    shared.append(f"{task.id[:8]} in {owner[key]} and {split}")
+        if len({task.id for task in tasks}) < len(tasks):
+            doubled.append(split)
+    sizes = ", ".join(f"{split} {len(tasks)}" for split, tasks in splits.items())
+    if doubled:
+        return Gate("splits", False, "doubled", f"one id twice in {', '.join(doubled)}")
+    if shared:
+        return Gate("splits", False, f"{len(shared)} shared", "; ".join(shared[:3]))
+    return Gate("splits", True, "apart", f"{sizes}; none shared, all alike when generated again")
+
+
+def gold_scores_one(gold: Recorded) -> Gate:
+    """Each gold trace is graded and worth exactly 1: the task can be solved, and no more than solved."""
+    short = [
+        f"task {task.id[:8]}: {score.reason or score.value} ({score.evidence[:120]})"
+        for task, score in zip(gold.tasks, gold.scores, strict=True)
+        if score.value is None or abs(score.value - 1) > 1e-9
+    ]
+    mean = sum(score.value or 0.0 for score in gold.scores) / max(1, len(gold.scores))
+    if not gold.scores:
+        return Gate("gold", False, "no tasks", "nothing was run")
+    found = f"{len(gold.scores) - len(short)} of {len(gold.scores)} gold traces score 1"
+    return Gate("gold", not short, f"{mean:.2f}", "; ".join([found, *short[:2]]))
+
+
+def earns_nothing(name: str, runs: Mapping[str, Recorded]) -> Gate:
+    """The mean reward of each run is near 0, over the traces that could be graded."""
+    rows: list[tuple[float, str]] = []
+    for agent, run in runs.items():
+        graded = [score for score in run.scores if score.value is not None]
+        if not graded:
+            rows.append((float("inf"), f"{agent}: not one of {len(run.scores)} traces could be graded"))
+            continue
+        reward = sum(score.value or 0.0 for score in graded) / len(graded)
+        paid = next(
+            (task.id[:8] for task, score in zip(run.tasks, run.scores, strict=True) if (score.value or 0) > HIGH), ""
+        )
+        rows.append((reward, f"{agent} {reward:.2f}" + (f" (paid: task {paid})" if paid else "")))
+    if not rows:
+        return Gate(name, False, "none", "nothing was run")
+    rows.sort(key=lambda row: -row[0])
+    worst = rows[0][0]
+    return Gate(name, worst <= NEAR_ZERO, f"{worst:.2f}", ", ".join(said for _, said in rows))
+
+
+def runs_again_alike(pairs: Sequence[tuple[Recorded, Recorded]]) -> Gate:
+    """Running the same policy again gives traces and scores of equal hash, but where a tool says that it may differ."""
+    total, excused, other = 0, 0, []
+    for first, second in pairs:
+        for task, a, b, old, new in zip(
+            first.tasks, first.traces, second.traces, first.scores, second.scores, strict=True
+        ):
+            total += 1
+            if trace_hash(a.to_json(), old) == trace_hash(b.to_json(), new):
+                continue
+            if any(node.use and not node.use.deterministic for node in a.nodes):
+                excused += 1
+            else:
+                other.append(f"task {task.id[:8]}: {_first_other(a.nodes, b.nodes)}")
+    said = f"{total - len(other) - excused} of {total} runs have equal hashes"
+    said += f", {excused} differ where a tool says it may" if excused else ""
+    return Gate("re-run", not other and total > 0, f"{total - len(other)}/{total}", "; ".join([said, *other[:2]]))
+
+
+def enough_between(reference: Mapping[float, Recorded]) -> Gate:
+    """At some noise, enough tasks are solved sometimes and not always by the slipping policy."""
+    best, said = 0.0, []
+    for noise, run in sorted(reference.items()):
+        rates = list(pass_rates(run).values())
+        between = sum(0 < rate < 1 for rate in rates) / max(1, len(rates))
+        best = max(best, between)
+        counts = histogram(rates)
+        said.append(f"noise {noise:g}: {between:.0%} between; pass rate 0 | fifths | 1: {' '.join(map(str, counts))}")
+    return Gate("difficulty", best >= ENOUGH_BETWEEN, f"{best:.0%}", "; ".join(said))
+
+
+def grader_stands(fuzzed: Sequence[Fuzzed]) -> Gate:
+    """Hostile traces neither make the grader raise (a crash that it caught counts), nor are they paid."""
+    raised = [f"{case.what}: {case.error[-150:]}" for case in fuzzed if case.error]
+    paid = [
+        f"{case.what} got {case.score.value:.2f}" for case in fuzzed if case.score and (case.score.value or 0) > HIGH
+    ]
+    bad = [*raised, *paid]
+    said = f"{len(fuzzed)} hostile traces, {len(raised)} raised, {len(paid)} paid"
+    return Gate("fuzz", not bad and bool(fuzzed), f"{len(bad)}/{len(fuzzed)}", "; ".join([said, *bad[:3]]))
+
+
+def tools_are_steady(repeated: Sequence[Repeated]) -> Gate:
+    """A call on equal files and notes gives what was recorded, twice more; tools that say they may differ are named."""
+    flaky: dict[str, str] = {}
+    loose: set[str] = set()
+    for case in repeated:
+        other = next((text for text in case.again if text != case.recorded), None)
+        if other is not None and case.declared:
+            asked = f"{case.tool}({dict(case.arguments)!r:.60})"
+            flaky.setdefault(case.tool, f"{asked}: {case.recorded:.60}, then {other:.60}")
+        elif other is not None:
+            loose.add(case.tool)
+    said = f"{len(repeated)} calls run twice more"
+    said += f"; may differ, and says so: {', '.join(sorted(loose))}" if loose else ""
+    return Gate("tools", not flaky, f"{len(flaky)} flaky", "; ".join([said, *flaky.values()]))
+
+
+def pass_rates(run: Recorded) -> dict[str, float]:
+    """task id -> share of its graded traces with outcome 1."""
+    outcomes: dict[str, list[float]] = {}
+    for task, score in zip(run.tasks, run.scores, strict=True):
+        if score.value is not None:
+            outcomes.setdefault(task.id, []).append(score.components.get("outcome", score.value))
+    return {task: sum(value >= 1 for value in values) / len(values) for task, values in outcomes.items()}
+
+
+def histogram(rates: Sequence[float]) -> list[int]:
+    """Counts of: exactly 0, the open interval (0, 1) in `BINS` equal parts, exactly 1."""
+    counts = [0] * (BINS + 2)
+    for rate in rates:
+        counts[0 if rate <= 0 else BINS + 1 if rate >= 1 else 1 + min(BINS - 1, int(rate * BINS))] += 1
+    return counts
+
+
+def trace_hash(trace: str, score: Score) -> str:
+    """Of a trace's JSON and its score."""
+    return hashlib.sha256(f"{trace}\n{score!r}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _first_other(first: Sequence[Any], second: Sequence[Any]) -> str:
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return f"message {place}: {a.message.content!r:.60}, then {b.message.content!r:.60}"
+    return "other lengths, facts or scores"

@@ -1,0 +1,137 @@
+"""Environments as files: found by name or path, refused with a place and a reason; every family passes its gates."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from noria.harness.environments.environment import (
+    EnvironmentFileError,
+    TasksExhausted,
+    call,
+    distinct,
+    environment_names,
+    follow,
+    load_environment,
+    result_of,
+)
+from noria.harness.examine import examine
+from noria.types import Message
+
+IN_SANDBOX = ("coding",)
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in IN_SANDBOX else name for name in environment_names()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_passes_its_gates(name):
+    found = examine(load_environment(name), tasks=10, repeats=4, seed=1)
+    assert [f"{gate.name}: {gate.evidence}" for gate in found.gates if not gate.passed] == []
+
+
+@pytest.mark.parametrize("name", environment_names())
+def test_splits_are_apart_and_difficulties_within_bounds(name):
+    environment = load_environment(name)
+    made = {split: environment.generate(30, 2, split) for split in environment.splits}
+    ids = [task.id for tasks in made.values() for task in tasks]
+    assert len(set(ids)) == len(ids)
+    assert all(
+        0 <= task.difficulty <= 1 and task.grader == environment.grader().ref for t in made.values() for task in t
+    )
+    assert len({task.difficulty for task in made["train"]}) > 1
+    assert environment.name == name and environment.version
+
+
+def test_too_many_tasks_are_refused():
+    known = load_environment("calculator").generate(3, 0, "train")
+    with pytest.raises(TasksExhausted, match="gave 3 distinct tasks of split 'train', not 4; ask for fewer"):
+        distinct(lambda generator, split: generator.choice(known), "family", 4, 0, "train")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("x = 1", "sets no ENVIRONMENT"),
+        ("import nothing_of_that_name", ":1: ModuleNotFoundError"),
+        ("x = 1\ndef f(:\n", ":2: SyntaxError"),
+        ("\n\nraise KeyError('no')", ":3: KeyError"),
+        ("from noria.harness.environments.calculator import ENVIRONMENT as E\nfrom dataclasses import replace\n"
+         "ENVIRONMENT = replace(E, cheats={})", "`cheats` is empty"),
+        ("from noria.harness.environments.calculator import ENVIRONMENT as E\nfrom dataclasses import replace\n"
+         "ENVIRONMENT = replace(E, splits=('train',))", "`splits` must have 'heldout'"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_environment_is_refused_with_its_place(tmp_path, source, said):
+    (tmp_path / "mine.py").write_text(source)
+    with pytest.raises(EnvironmentFileError, match=r"mine\.py") as refused:
+        load_environment(tmp_path / "mine.py")
+    assert said in str(refused.value)
+
+
+def test_an_unknown_name_or_missing_file_is_refused(tmp_path):
+    with pytest.raises(EnvironmentFileError, match="calculator, coding"):
+        load_environment("nothing")
+    with pytest.raises(EnvironmentFileError, match="No such file"):
+        load_environment(tmp_path / "gone.py")
+
+
+def test_an_edited_file_is_loaded_anew(tmp_path):
+    path = tmp_path / "mine.py"
+    text = "from noria.harness.environments.calculator import ENVIRONMENT as E\nfrom dataclasses import replace\n"
+    path.write_text(text + "ENVIRONMENT = replace(E, name='one')")
+    first = load_environment(path)
+    path.write_text(text + "ENVIRONMENT = replace(E, name='two')")
+    second = load_environment(path)
+    assert (first.name, second.name) == ("one", "two") and first.version != second.version
+
+
+def test_a_script_goes_on_where_it_is_after_others_spoke():
+    policy = follow([call("read", "a"), call("read", "b"), "done"])
+    assert policy([Message("user", "go")], 0) == call("read", "a")
+    seen = [Message("user", "go"), Message("assistant", call("read", "a")), Message("assistant", "noise")]
+    assert policy(seen, 0) == call("read", "b")
+    assert policy([*seen, Message("assistant", call("read", "b"))], 0) == "done"
+
+
+def test_the_result_of_a_call_is_what_came_right_after_it():
+    seen = [Message("assistant", "x"), Message("tool", "1"), Message("assistant", "x"), Message("tool", "2")]
+    assert result_of(seen, "x") == "2" and result_of(seen[:3], "x") == "1" and result_of(seen, "y") is None
+    assert result_of(seen[:1], "x") is None
+
+
+def command(capsys, *arguments):
+    from noria.cli import status_of
+
+    status = status_of(["env", *arguments])
+    return status, capsys.readouterr()
+
+
+def test_the_command_lists_shows_and_checks(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    status, told = command(capsys, "list")
+    assert status == 0 and all(name in told.out for name in environment_names())
+    status, told = command(capsys, "show", "calculator", "--tasks", "1")
+    assert status == 0 and "score  1.0" in told.out
+    status, told = command(capsys, "check", "calculator", "--tasks", "6", "--repeats", "3")
+    assert status == 0 and "yes" in told.out
+
+
+def test_the_check_of_a_broken_file_exits_with_one_and_says_which_gate(capsys, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text(
+        textwrap.dedent("""
+            from dataclasses import replace
+            from noria.harness.environments.calculator import ENVIRONMENT as E
+            ENVIRONMENT = replace(E, name="broken", gold=lambda task: lambda messages, seed: "no")
+        """)
+    )
+    status, told = command(capsys, "check", str(path), "--tasks", "6", "--repeats", "3")
+    assert status == 1 and "gate gold failed" in told.out
+    status, told = command(capsys, "check", str(path), "--tasks", "6", "--repeats", "3", "--json")
+    assert status == 1 and '"passed": false' in told.out
+
+
+def test_bad_use_exits_with_two(capsys):
+    for arguments in (["check"], ["check", "nothing"], ["show", "lookup", "--split", "test"]):
+        status, told = command(capsys, *arguments)
+        assert status == 2 and told.err

@@ -1,0 +1,163 @@
+"""A museum of broken environments: for each gate at least one that it, and only what follows from it, catches."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+from dataclasses import replace
+
+import pytest
+
+from noria.harness.environments.calculator import ENVIRONMENT, compute
+from noria.harness.environments.environment import follow
+from noria.harness.examine import examine
+from noria.harness.gates import Gate, all_gates
+from noria.harness.reward import Parts
+from noria.harness.tools import HostTool, ToolResult
+from noria.harness.trace_grader import right_answer, trace_grader
+
+GATES = {"splits", "gold", "null", "random", "cheats", "re-run", "difficulty", "fuzz", "tools"}
+COUNTER = itertools.count()
+
+
+def failed(environment) -> dict[str, Gate]:
+    found = examine(environment, tasks=12, repeats=4)
+    assert {gate.name for gate in found.gates} == GATES
+    return {gate.name: gate for gate in found.gates if not gate.passed}
+
+
+def judged_by(judge):
+    """The calculator with another judge; its tasks carry the grader that judges them."""
+    return replace(ENVIRONMENT, grader=lambda: trace_grader("broken", judge, sys.modules[__name__]))
+
+
+def with_calc(text_of, deterministic=True):
+    def run(call):
+        return ToolResult(text_of(call.arguments["expression"]), call.files, call.notes, deterministic)
+
+    tool = HostTool("calc", "", ENVIRONMENT.tools[0].parameters, run, deterministic)
+    return replace(ENVIRONMENT, tools=(tool,))
+
+
+def test_the_sound_environment_passes_every_gate():
+    assert failed(ENVIRONMENT) == {}
+
+
+def test_a_gold_that_does_not_solve_is_caught():
+    found = failed(replace(ENVIRONMENT, gold=lambda task: follow([f"{task.answer}0"])))
+    assert "gold" in found and "0 of 12 gold traces score 1" in found["gold"].evidence
+
+
+def test_a_gold_worth_more_than_one_is_caught():
+    assert set(failed(judged_by(lambda task, trace: Parts(2 * right_answer(task, trace))))) == {"gold"}
+
+
+def test_a_grader_that_pays_for_silence_is_caught_by_the_null_agent():
+    found = failed(judged_by(lambda task, trace: Parts(float(trace.answer in ("", task.answer)))))
+    assert found["null"].figure == "1.00" and "gold" not in found
+
+
+def test_a_grader_that_pays_for_activity_is_caught_by_the_random_agent():
+    def judge(task, trace):
+        return Parts(
+            max(right_answer(task, trace), float(trace.facts.get("invalid_calls", 0) == 0 < len(trace.nodes) - 3))
+        )
+
+    found = failed(judged_by(judge))
+    assert "random" in found and "null" not in found
+
+
+def test_a_grader_that_looks_for_the_answer_anywhere_is_caught_by_a_cheat():
+    found = failed(judged_by(lambda task, trace: Parts(float(task.answer in trace.answer))))
+    assert "cheats" in found and found["cheats"].evidence.startswith(("equation 1.00", "answer_and_more 1.00"))
+
+
+def test_a_veto_keeps_a_cheat_from_paying():
+    def judge(task, trace):
+        return Parts(float(task.answer in trace.answer.split()), vetoes={"wordy": float(" " in trace.answer)})
+
+    assert "cheats" not in failed(judged_by(judge))
+
+
+def test_a_flaky_tool_is_caught_by_name_and_the_re_run_with_it():
+    found = failed(with_calc(lambda expression: f"{compute(expression)}{' ' * (next(COUNTER) % 3)}"))
+    assert {"re-run", "tools"} <= set(found) and "calc(" in found["tools"].evidence
+
+
+def test_a_tool_that_says_it_may_differ_is_named_and_let_through():
+    found = examine(with_calc(lambda expression: str(compute(expression) + next(COUNTER)), False), tasks=12, repeats=4)
+    gates = {gate.name: gate for gate in found.gates}
+    assert gates["tools"].passed and "may differ, and says so: calc" in gates["tools"].evidence
+    assert gates["re-run"].passed and "differ where a tool says it may" in gates["re-run"].evidence
+
+
+@pytest.mark.parametrize("always", ["solved", "failed"])
+def test_an_environment_that_is_always_or_never_solved_is_caught(always):
+    policy = ENVIRONMENT.gold if always == "solved" else lambda task: follow([""])
+    found = failed(replace(ENVIRONMENT, reference=lambda task, noise: policy(task)))
+    assert set(found) == {"difficulty"} and found["difficulty"].figure == "0%"
+
+
+def test_a_grader_that_can_be_crashed_is_caught():
+    found = failed(judged_by(lambda task, trace: Parts(float(int(trace.answer or "0") == int(task.answer)))))
+    assert "fuzz" in found and "ValueError" in found["fuzz"].evidence
+
+
+def test_a_grader_that_can_be_fooled_is_caught():
+    def judge(task, trace):
+        try:
+            return Parts(float(float(trace.answer) >= float(task.answer)) if trace.answer.strip() else 0.0)
+        except ValueError:
+            return Parts(0.0)
+
+    found = failed(judged_by(judge))
+    assert "answer infinity got 1.00" in found["fuzz"].evidence
+
+
+def test_a_grader_that_trusts_forged_facts_is_caught():
+    found = failed(judged_by(lambda task, trace: Parts(max(right_answer(task, trace), -trace.facts.get("turns", 0)))))
+    assert "facts negative got 1.00" in found["fuzz"].evidence
+
+
+def test_splits_that_share_tasks_are_caught():
+    found = failed(replace(ENVIRONMENT, generate=lambda count, seed, split: ENVIRONMENT.generate(count, seed, "train")))
+    assert set(found) == {"splits"} and "in train and heldout" in found["splits"].evidence
+
+
+def test_splits_that_share_prompts_under_other_ids_are_caught():
+    def generate(count, seed, split):
+        return [replace(task, id=f"{split}{task.id}") for task in ENVIRONMENT.generate(count, seed, "train")]
+
+    assert set(failed(replace(ENVIRONMENT, generate=generate))) == {"splits"}
+
+
+def test_a_generator_that_is_not_a_function_of_its_seed_is_caught():
+    def generate(count, seed, split):
+        return ENVIRONMENT.generate(count, random.SystemRandom().randrange(1 << 40), split)
+
+    found = failed(replace(ENVIRONMENT, generate=generate))
+    assert set(found) == {"splits"} and "generated twice" in found["splits"].evidence
+
+
+def test_findings_are_a_function_of_the_arguments():
+    assert examine(ENVIRONMENT, tasks=5, repeats=2, seed=3) == examine(ENVIRONMENT, tasks=5, repeats=2, seed=3)
+
+
+def test_no_runs_pass_no_gate():
+    from noria.harness.examine import collect
+
+    evidence = collect(ENVIRONMENT, 5, 2, 0)
+    empty = replace(evidence.gold, tasks=(), traces=(), scores=())
+    bare = replace(
+        evidence,
+        gold=empty,
+        gold_again=empty,
+        null=empty,
+        random=empty,
+        random_again=empty,
+        cheats={},
+        reference={},
+        fuzzed=(),
+    )
+    assert {gate.name for gate in all_gates(bare) if gate.passed} <= {"splits", "tools"}
