@@ -75,7 +75,7 @@ def with_sub_agents() -> Entry:
         Node((1, 3), Message("tool", "three"), use=ToolUse("assign_task", {"agent": "ann", "prompt": "count"})),
         Node((8, 7), Message("tool", "six"), use=ToolUse("assign_task", {"agent": "bob", "prompt": "sum"})),
         Node((8, 9), Message("system", "summary: three and six")),
-        Node((10,), Message("assistant", "<think>so it is</think>nine"), call),
+        Node((0, 10), Message("assistant", "<think>so it is</think>nine"), call),
     )
     facts = {"turns": 5, "tool_calls": 2, "invalid_calls": 1}
     trace = Trace("sub-agents", asked.id, nodes, 1, "made-up@1", "finished", facts)

@@ -18,6 +18,7 @@ from noria.inference.tool_calls import ToolSpec
 from noria.types import ModelCall, Node, Trace
 
 NO_TOOL = f"{INVALID}no tool "
+NO_REPLY = "model error: "
 
 
 class ReplayMismatch(AssertionError):
@@ -32,6 +33,12 @@ class Tape:
         self.trace, self._policy = trace, policy
         self.shows_tools = policy.shows_tools
         self._replies = deque(node for node in trace.nodes if node.call is not None)
+        self._failures = deque(
+            node.message.content.removeprefix(NO_REPLY)
+            for node in trace.nodes
+            if trace.outcome == "model_error" and node.message.role == "system" and not node.call
+            if node.message.content.startswith(NO_REPLY)
+        )
         self._results: dict[str, deque[Node]] = defaultdict(deque)
         given = trace.facts.get("assignments") is not None
         for node in trace.nodes:
@@ -54,10 +61,9 @@ class Tape:
 
     def _reply(self, turn: Turn) -> Reply | ModelFailed:
         self._turn += 1
+        if self._failures and (not self._replies or turn.prompt.hash != self._replies[0].view_hash):
+            return ModelFailed(self._failures.popleft())
         if not self._replies:
-            last = self.trace.nodes[-1].message.content
-            if self.trace.outcome == "model_error" and last.startswith("model error: "):
-                return ModelFailed(last.removeprefix("model error: "))
             raise ReplayMismatch(f"trace {self.trace.id}: turn {self._turn} was never sampled")
         node = self._replies.popleft()
         assert node.call is not None
@@ -78,9 +84,9 @@ class Tape:
         return _AgentTape(self, agent)
 
     def bind(self, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
-        return self.bind_of("", tool, argument)
+        return self.bind_of("", tool)
 
-    def bind_of(self, agent: str, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    def bind_of(self, agent: str, tool: str) -> Mapping[str, Any]:
         """The recorded arguments of the agent's next call."""
         results = self._results[agent]
         if not results:
@@ -94,14 +100,6 @@ class Tape:
         arguments = node.use.arguments
         self._bound[id(arguments)] = arguments, node
         return arguments
-
-    def coming(self, agent: str) -> Node | None:
-        """The result of the agent's next call; None after the last."""
-        return self._results[agent][0] if self._results[agent] else None
-
-    def bound(self, call: ToolCall) -> Node | None:
-        """The recorded result of a call that was bound and not yet run."""
-        return self._bound[id(call.arguments)][1] if id(call.arguments) in self._bound else None
 
     def run(self, calls: Sequence[ToolCall]) -> list[ToolResult | SandboxFailed]:
         return [self._result(call) for call in calls]
@@ -133,7 +131,7 @@ class _AgentTape:
         self.tape, self.agent, self.described = tape, agent, tape.described
 
     def bind(self, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
-        return self.tape.bind_of(self.agent, tool, argument)
+        return self.tape.bind_of(self.agent, tool)
 
     def run(self, calls: Sequence[ToolCall]) -> list[ToolResult | SandboxFailed]:
         return self.tape.run(calls)

@@ -137,7 +137,7 @@ class Toolbox:
     def __init__(self, box: Sandbox, tools: Sequence[AnyTool]) -> None:
         self.box = box
         self.tools = {tool.name: tool for tool in tools}
-        self.sandbox: str = getattr(box, "label", "bubblewrap")
+        self.sandbox = box.label
         if len(self.tools) != len(tools):
             raise ValueError(f"two tools of one name among {', '.join(tool.name for tool in tools)}")
 

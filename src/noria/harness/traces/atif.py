@@ -86,8 +86,8 @@ def _step(trace: Trace, item: int | Turn, tokens: bool) -> dict[str, Any]:
         step["reasoning_content"] = thinking
     if node.call is not None:
         call = node.call
-        metrics: dict[str, Any] = {"prompt_tokens": len(call.prompt_ids), "completion_tokens": len(call.token_ids)}
-        if tokens:
+        metrics: dict[str, Any] = {"prompt_tokens": call.prompt_tokens, "completion_tokens": call.sampled_tokens}
+        if tokens and call.endpoint is None:
             metrics |= {"prompt_token_ids": list(call.prompt_ids), "completion_token_ids": list(call.token_ids)}
             metrics["logprobs"] = list(call.logprobs)
         step["metrics"] = metrics | {"extra": {"policy_version": call.policy_version, "finish": call.finish}}
@@ -110,7 +110,7 @@ def _tool_call(trace: Trace, result: Result) -> dict[str, Any]:
     extra = {"invalid": True} if is_invalid(node) else {"deterministic": node.use.deterministic}
     return {
         "tool_call_id": call_id(result.node),
-        "function_name": node.use.tool,
+        "function_name": node.use.tool or "unknown",
         "arguments": dict(node.use.arguments),
         "extra": extra,
     }
@@ -126,7 +126,7 @@ def _observation(trace: Trace, result: Result) -> dict[str, Any]:
         extra["notes"] = dict(node.use.notes)
     if result.told:
         extra["shown_to_model"] = [trace.nodes[place].message.content for place in result.told]
-    observed = {"source_call_id": call_id(result.node), "content": node.message.content, "extra": extra}
+    observed: dict[str, Any] = {"source_call_id": call_id(result.node), "content": node.message.content, "extra": extra}
     if agent := sub_agent_of(trace, node):
         observed["subagent_trajectory_ref"] = [{"trajectory_id": f"{trace.id}/{agent}", "session_id": trace.id}]
     return observed

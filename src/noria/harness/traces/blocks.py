@@ -17,7 +17,7 @@ import numpy as np
 
 from noria.harness.traces.entry import Entry, score_from, to_bytes
 from noria.harness.traces.tokens import TokenPool, sequence_of
-from noria.types import Message, ModelCall, Node, Task, ToolUse, Trace, task_from_json
+from noria.types import Message, ModelCall, Node, Task, ToolUse, Trace, call_from, task_from_json
 
 T = TypeVar("T", bound=Hashable)
 ARRAYS = ("pool", "runs", "logprobs")
@@ -93,7 +93,9 @@ class _Packer:
             runs = self.pool.add(ids)
             self.runs += [len(runs), *(number for run in runs for number in run)]
         self.logprobs += call.logprobs
-        rest = _changed_fields(call, without=("prompt_ids", "token_ids", "logprobs"))
+        rest = _changed_fields(call, without=("prompt_ids", "token_ids", "logprobs", "endpoint"))
+        if call.endpoint is not None:
+            rest["endpoint"] = asdict(call.endpoint)
         return {**rest, "logprobs": len(call.logprobs)}
 
     def _task(self, task: Task) -> int:
@@ -133,7 +135,8 @@ class _Unpacker:
         count = packed.pop("logprobs")
         logprobs = tuple(self.arrays["logprobs"][self.logprob : self.logprob + count])
         self.logprob += count
-        return ModelCall(self._sequence(), self._sequence(), logprobs, **packed)
+        ids = {"prompt_ids": self._sequence(), "token_ids": self._sequence()}
+        return call_from({**packed, **ids, "logprobs": logprobs})
 
     def _sequence(self) -> tuple[int, ...]:
         runs, first = self.arrays["runs"], self.run + 1

@@ -11,6 +11,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,7 +121,7 @@ class Index:
         total = sum(source.size() for source in sources)
         done = 0
         for source in sources:
-            self._add(source, lambda part, before=done: report(before + part, total) if report else None)
+            self._add(source, partial(_report, report, done, total))
             done += source.size()
 
     def is_current(self, sources: Sequence[Source]) -> bool:
@@ -144,7 +145,7 @@ class Index:
             return
         number, position = (row[0], json.loads(row[2])) if row else (None, None)
         if number is None:
-            number = self.db.execute("INSERT INTO sources (name) VALUES (?)", (source.name,)).lastrowid
+            number = int(self.db.execute("INSERT INTO sources (name) VALUES (?)", (source.name,)).lastrowid or 0)
         self.db.execute("DELETE FROM damages WHERE source = ? AND reason LIKE '%is torn%'", (number,))
         for found in source.walk(position):
             if isinstance(found.value, Damage):
@@ -180,16 +181,17 @@ class Index:
 
     def rows(self, query: Query, limit: int = 50, offset: int = 0) -> list[dict[str, Any]]:
         """Rows with ROW_FIELDS, in the query's order; traces without the value that is ordered by come last."""
+        return [row for number in self.numbers(query, limit, offset) if (row := self.row(number))]
+
+    def numbers(self, query: Query, limit: int, offset: int) -> list[int]:
         where, values = _where(query)
         direction = "DESC" if query.descending else "ASC"
         order = f"number {direction}"
         if query.order != "number":
             last = "" if query.descending else f"{query.order} IS NULL, "
             order = f"{last}{query.order} {direction}, {order}"
-        found = self.db.execute(
-            f"SELECT number FROM traces{where} ORDER BY {order} LIMIT ? OFFSET ?", [*values, limit, offset]
-        )
-        return [row for (number,) in found.fetchall() if (row := self.row(number))]
+        sql = f"SELECT number FROM traces{where} ORDER BY {order} LIMIT ? OFFSET ?"
+        return [row[0] for row in self.db.execute(sql, [*values, limit, offset])]
 
     def row(self, number: int) -> dict[str, Any] | None:
         sql = f"SELECT {', '.join(ROW_FIELDS)} FROM traces JOIN shown USING (number) WHERE number = ?"
@@ -228,6 +230,11 @@ class Index:
         row = dict(zip(ROW_FIELDS, values, strict=True))
         row["source"] = self.db.execute("SELECT name FROM sources WHERE number = ?", (row["source"],)).fetchone()[0]
         return row | {name: json.loads(row[name]) for name in ("components", "labels")}
+
+
+def _report(report: Callable[[int, int], None] | None, before: int, total: int, part: int) -> None:
+    if report:
+        report(before + part, total)
 
 
 def _where(query: Query) -> tuple[str, list[Any]]:
@@ -272,7 +279,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "score": score.value if score else None,
         "step": step if isinstance(step, int) else None,
         "turns": len(calls),
-        "tokens": sum(len(call.token_ids) for call in calls),
+        "tokens": sum(call.sampled_tokens for call in calls),
         "tool_calls": int(facts.get("tool_calls", len(uses))),
         "invalid_calls": int(facts.get("invalid_calls", 0)),
         "agents": len({node.agent for node in trace.nodes if node.agent}),

@@ -29,13 +29,14 @@ from noria.harness.traces.story import (
     reasoning_and_text,
     tokens_read,
     tokens_sampled,
+    turns_of,
     view_of,
 )
 from noria.types import Message, Node, Trace
 
 STOPS = {"stop": "stop", "length": "max_tokens"}
 LIMITS = {"truncated": "token", "tool_limit": "turn", "context_limit": "context"}
-BROKEN = ("harness_error", "sandbox_error", "aborted")
+BROKEN = ("harness_error", "sandbox_error", "model_error", "aborted")
 CONFIG: dict[str, Any] = {}
 
 
@@ -109,7 +110,7 @@ def _results(values: dict[str, list[float]], total: int) -> dict[str, Any]:
 def _sample(entry: Entry, sample_id: str, epoch: int, when: str, model: str, tokens: bool) -> dict[str, Any]:
     trace, task = entry.trace, entry.task
     chat = [_chat(trace, place, model) for place in range(len(trace.nodes))]
-    turns = {turn.reply: turn for agent in agents_of(trace) for turn in _turns(trace, agent)}
+    turns = {turn.reply: turn for agent in agents_of(trace) for turn in turns_of(trace, agent)}
     for reply, turn in turns.items():
         if turn.results:
             chat[reply]["tool_calls"] = [_tool_call(trace.nodes[result.node], result) for result in turn.results]
@@ -199,14 +200,10 @@ def _tool_call(node: Node, result: Result) -> dict[str, Any]:
     assert node.use is not None
     return {
         "id": call_id(result.node),
-        "function": node.use.tool,
+        "function": node.use.tool or "unknown",
         "arguments": dict(node.use.arguments),
         "type": "function",
     }
-
-
-def _turns(trace: Trace, agent: str) -> Sequence[Turn]:
-    return [item for item in line_of(trace, agent) if isinstance(item, Turn)]
 
 
 def _shown(trace: Trace, item: int | Turn) -> list[int]:
@@ -228,7 +225,7 @@ def _events(
         span = f"agent-{agent or 'main'}"
         head = {"timestamp": when, "working_start": 0.0, "span_id": span}
         events.append({**head, "event": "span_begin", "id": span, "type": "agent", "name": agent or "main"})
-        for turn in _turns(trace, agent):
+        for turn in turns_of(trace, agent):
             node = trace.nodes[turn.reply]
             if node.call is not None:
                 events.append({**head, **_model_event(trace, turn.reply, chat, model, tokens)})
@@ -279,7 +276,7 @@ def _model_output(node: Node, message: dict[str, Any], model: str) -> dict[str, 
     output: dict[str, Any] = {"model": model, "choices": [{"message": message, "stop_reason": stop}]}
     output["completion"] = reasoning_and_text(node)[1]
     if node.call is not None:
-        read, sampled = len(node.call.prompt_ids), len(node.call.token_ids)
+        read, sampled = node.call.prompt_tokens, node.call.sampled_tokens
         output["usage"] = {"input_tokens": read, "output_tokens": sampled, "total_tokens": read + sampled}
     return output
 

@@ -15,7 +15,6 @@ from noria.harness.traces.sources import find_sources
 from noria.types import digest
 
 INDEX = "index.sqlite"
-PIECE = 500  # rows that are read at a time where all of a query's entries are wanted
 
 
 class Library:
@@ -62,13 +61,15 @@ class Library:
         with self._lock:
             return self._index.rows(query or Query(), limit, offset)
 
+    def numbers(self, query: Query | None = None, limit: int = 1_000_000) -> list[int]:
+        """The traces that the query finds, in its order."""
+        with self._lock:
+            return self._index.numbers(query or Query(), limit, 0)
+
     def entries(self, query: Query | None = None) -> Iterator[tuple[int, Entry]]:
         """(number, entry) of all that the query finds; one block in memory at a time."""
-        offset = 0
-        while rows := self.rows(query, PIECE, offset):
-            for row in rows:
-                yield row["number"], self.entry(row["number"])
-            offset += len(rows)
+        for number in self.numbers(query):
+            yield number, self.entry(number)
 
     def entry(self, number: int) -> Entry:
         """Raises TraceFileError where there is none of that number, or it can't be read any more."""

@@ -29,6 +29,9 @@ class Found:
 
 class Source(Protocol):
     @property
+    def path(self) -> Path: ...
+
+    @property
     def name(self) -> str:
         """Unique in a folder; what a list shows."""
         ...

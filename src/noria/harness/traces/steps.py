@@ -13,7 +13,7 @@ from noria.types import Score, Task, Trace
 
 
 class StepTraces:
-    """`folder` must survive a kill (a step's progress folder); `finish` moves what is in it to where it stays."""
+    """`folder` must survive a kill (a step's progress folder); `finish` puts what is in it where it stays."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._writer = folder, TraceWriter(folder)
@@ -29,8 +29,8 @@ class StepTraces:
         self._writer.append(Entry(trace, task, score, {"step": step}) for task, trace, score in together)
 
     def finish(self, folder: Path) -> None:
-        """Move the traces to `folder`, with an index for whoever browses them."""
+        """Copy the traces to `folder`, with an index for whoever browses them. A kill before the step is published
+        loses nothing: the originals stay."""
         self._writer.close()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(self._folder, folder)
+        shutil.copytree(self._folder, folder)
         build_index(folder)

@@ -90,13 +90,13 @@ def sub_agent_of(trace: Trace, node: Node) -> str:
 def tokens_sampled(trace: Trace, agent: str | None = None) -> int:
     """Of one agent, or of all."""
     chosen = (node for node in trace.nodes if agent is None or node.agent == agent)
-    return sum(len(node.call.token_ids) for node in chosen if node.call)
+    return sum(node.call.sampled_tokens for node in chosen if node.call)
 
 
 def tokens_read(trace: Trace, agent: str | None = None) -> int:
     """Tokens of all prompts together."""
     chosen = (node for node in trace.nodes if agent is None or node.agent == agent)
-    return sum(len(node.call.prompt_ids) for node in chosen if node.call)
+    return sum(node.call.prompt_tokens for node in chosen if node.call)
 
 
 def view_of(trace: Trace, place: int) -> list[int]:
@@ -119,4 +119,6 @@ def view_of(trace: Trace, place: int) -> list[int]:
             if not trace.nodes[above].parents:
                 return view[::-1]
             above = trace.nodes[above].parents[0]
+        if trace.nodes[above].agent != node.agent:  # a sub-agent sees nothing of who gave it the task
+            return view[::-1]
         place = above

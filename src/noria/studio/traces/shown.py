@@ -68,7 +68,8 @@ def _call(trace: Trace, node: Node, place: int, pieces: Pieces | None) -> dict[s
     logprobs = [*call.logprobs, *[None] * (len(call.token_ids) - len(call.logprobs))]
     texts = [pieces(token) if pieces else None for token in call.token_ids]
     return {
-        "read": len(call.prompt_ids),
+        "read": call.prompt_tokens,
+        "sampled": call.sampled_tokens,
         "finish": call.finish,
         "policy_version": call.policy_version,
         "view_hash": node.view_hash,

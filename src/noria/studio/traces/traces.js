@@ -114,17 +114,17 @@ function scoreBox(score) {
 function budget(trace) {
   const calls = trace.nodes.map((node, place) => ({ node, place })).filter(({ node }) => node.call);
   if (!calls.length) return element("p", "note", "No model call was made.");
-  const most = Math.max(1, ...calls.map(({ node }) => node.call.read + node.call.tokens.length));
+  const most = calls.reduce((all, { node }) => Math.max(all, node.call.read + node.call.sampled), 1);
   const names = trace.agents.map((agent) => agent.name);
   const wide = Math.max(4, Math.min(28, 900 / calls.length)), high = 70;
   const picture = drawn("svg", { viewBox: `0 0 ${wide * calls.length} ${high}`, class: "budget", role: "img",
     "aria-label": "tokens read and sampled by each model call", preserveAspectRatio: "none" });
   picture.style.maxWidth = `${wide * calls.length}px`;
   calls.forEach(({ node, place }, index) => {
-    const read = (node.call.read / most) * high, sampled = (node.call.tokens.length / most) * high;
+    const read = (node.call.read / most) * high, sampled = (node.call.sampled / most) * high;
     const x = index * wide + 1, colour = lineColour(names.indexOf(node.agent));
     const bars = drawn("g", { class: "call" },
-      drawn("title", {}, `call ${index + 1}${node.agent ? " of " + visible(node.agent) : ""}: ${node.call.read} tokens read, ${node.call.tokens.length} sampled`),
+      drawn("title", {}, `call ${index + 1}${node.agent ? " of " + visible(node.agent) : ""}: ${node.call.read} tokens read, ${node.call.sampled} sampled`),
       drawn("rect", { x, y: high - read, width: wide - 2, height: read, fill: colour, opacity: 0.3 }),
       drawn("rect", { x, y: Math.max(0, high - read - sampled), width: wide - 2, height: Math.max(1, sampled), fill: colour }));
     bars.addEventListener("click", () => jump(place));
@@ -201,7 +201,7 @@ function tokens(call) {
 
 function sampled(node, place, prompt) {
   const call = node.call;
-  const about = `${number(call.tokens.length)} tokens sampled · ended by ${visible(call.finish)} · policy version ${number(call.policy_version)}`;
+  const about = `${number(call.sampled)} tokens sampled · ended by ${visible(call.finish)} · policy version ${number(call.policy_version)}`;
   const fold = element("details", "sampled", element("summary", "", about));
   fold.append(call.tokens.length ? tokens(call) : element("p", "note", "No token ids are known."));
   const view = element("p", "note", `saw ${number(call.read)} tokens, the messages `);
@@ -212,7 +212,7 @@ function sampled(node, place, prompt) {
   }
   if (call.view_hash) view.append(element("code", "", ` view ${visible(call.view_hash.slice(0, 12))}`));
   fold.append(view);
-  if (prompt && call.read) {
+  if (prompt && call.tokens.length) {
     const ask = element("button", "more", `show the exact prompt, ${number(call.read)} tokens`);
     ask.type = "button";
     ask.addEventListener("click", async () => {
