@@ -35,7 +35,7 @@ from noria.types import GraderRef, Message, ModelCall, Node, Score, Task, ToolUs
 PEER = "JSON Lines (json of Python)"
 GROUP, STEP = 8, 128
 LARGE = 100_000
-PAGE_BOUND, OPEN_BOUND, MEMORY_BOUND = 0.1, 1.0, 300.0  # seconds, seconds, MB with all imports
+PAGE_BOUND, OPEN_BOUND, MEMORY_BOUND = 0.1, 1.0, 50.0  # seconds, seconds, MB beyond what the imports take
 QUERIES = {
     "first page": Query(),
     "last page": Query(descending=True),
@@ -142,18 +142,19 @@ def _large(count: int) -> list[Row]:
 
 
 def look(folder: str, index: str) -> None:
-    """Open, ask everything once, read a trace; print seconds, and the most memory of this process in MB."""
+    """Open, ask everything, read a trace; print seconds, the least of three, and the memory that it took in MB."""
     found: dict[str, float] = {}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     with Library(Path(folder), Path(index)) as library:
         found["open"] = time.perf_counter() - started
         for name, query in QUERIES.items():
-            found[name] = _seconds(lambda query=query: (library.count(query), library.rows(query)))
+            found[name] = _least(lambda query=query: (library.count(query), library.rows(query)))
         total = library.count()
         found["filters' values and counts"] = _seconds(library.facets)
-        found["page in the middle, by score"] = _seconds(lambda: library.rows(Query(order="score"), 50, total // 2))
+        found["page in the middle, by score"] = _least(lambda: library.rows(Query(order="score"), 50, total // 2))
         found["read one trace"] = _seconds(lambda: library.entry(total // 2))
-    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found["memory"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(json.dumps(found))
 
 
@@ -225,6 +226,10 @@ def _long() -> list[Entry]:
         trace = Trace("", task.id, tuple(nodes), 0, "long@1", "finished", {"turns": 20})
         made.append(Entry(trace, task, Score("graded", task.grader, 1.0)))
     return made
+
+
+def _least(action: Callable[[], object]) -> float:
+    return min(_seconds(action) for _ in range(3))
 
 
 def _seconds(action: Callable[[], object]) -> float:

@@ -32,6 +32,7 @@ class Library:
         self.folder = folder
         self._sources = {source.name: source for source in find_sources(folder)}
         self._lock = threading.Lock()
+        self._facets: dict[str, dict[str, int]] | None = None
         beside = folder / INDEX
         self._index = Index(index or (beside if _is_usable(beside, self) else cached_index(folder)))
         self.refresh(report)
@@ -43,6 +44,7 @@ class Library:
             sources = list(self._sources.values())
             if not self._index.is_current(sources):
                 self._index.catch_up(sources, report)
+                self._facets = None
 
     def close(self) -> None:
         self._index.close()
@@ -102,8 +104,11 @@ class Library:
         return found[0]
 
     def facets(self) -> dict[str, dict[str, int]]:
+        """See Index.facets; counted once for what the index holds."""
         with self._lock:
-            return self._index.facets()
+            if self._facets is None:
+                self._facets = self._index.facets()
+            return self._facets
 
     def damages(self) -> list[Damage]:
         with self._lock:
