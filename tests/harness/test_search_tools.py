@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from noria.harness.editing import without_pruned
 from noria.harness.retrieval import BM25, Index, chunks_of, fit_lsa, fuse, words_of
-from noria.harness.tools.search import search_tools, without_pruned
+from noria.harness.tools.search import search_tools
 from noria.harness.tools.toolbox import ToolCall, ToolError, bind
 
 TEXTS = ["the cat sat on the mat", "a dog and a cat", "stock prices fell", "the the the", "cats and dogs"]

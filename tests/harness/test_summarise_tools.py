@@ -6,12 +6,13 @@ import pytest
 
 from noria.data.tokenizer import CALL
 from noria.harness import Budget, ScriptedSampler, Toolbox, program_from_source, replay, rollout
-from noria.harness.tools import FILE_TOOLS, SUMMARISE, since_summary, summarise_with
+from noria.harness.editing import since_summary
+from noria.harness.tools import FILE_TOOLS, SUMMARISE, summarise_with
 from noria.harness.tools.toolbox import ToolCall, ToolError, bind
 from noria.types import GraderRef, Message, Task
 
 PROGRAM = """
-from noria.harness.tools import since_summary
+from noria.harness.editing import since_summary
 from noria.types import Message
 class Harness:
     def view(self, state): return since_summary(state.messages, state.notes)

@@ -71,7 +71,7 @@ def test_what_goes_wrong_in_a_snippet_is_its_output(box, code, told):
     assert "noria" not in result.text and "candidate" not in result.text
 
 
-@pytest.mark.parametrize("code", ["while True: pass", "import os\nos._exit(0)", "for i in range(10**9): print(i)"])
+@pytest.mark.parametrize("code", ["import os\nos._exit(0)", "while True: print(1)"])
 def test_a_snippet_that_hangs_floods_or_vanishes_is_a_failed_call(box, code):
     assert run(box, "python", code=code).failed
 

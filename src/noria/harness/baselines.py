@@ -55,7 +55,8 @@ def tokenizer_of(environment: Environment, tasks: Sequence[Task]) -> Tokenizer:
     """A tokenizer of the environment's own words, for runs that no model takes part in."""
     texts = [message.content for task in tasks for message in task.messages]
     texts += [str(text) for task in tasks for text in task.hidden.get("files", {}).values()]
-    texts += [tool.name for tool in environment.tools] + [task.answer for task in tasks]
+    texts += [*(tool.name for tool in environment.tools), *(task.answer for task in tasks)]
+    texts += [*DESCRIPTIONS] * 2
     return train_tokenizer(["invalid error no such file tool", *texts], VOCABULARY)
 
 

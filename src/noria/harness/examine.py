@@ -25,7 +25,7 @@ from noria.types import Task, Trace, seed_of
 # A tool takes milliseconds. The backstop of wall time is far above, so that a busy machine decides nothing.
 TOOL_LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0)
 NOISES = (0.1, 0.3)
-FUZZED_TASKS, REPEATED_CALLS = 3, 60
+FUZZED_TASKS, REPEATED_CALLS = 3, 40
 CONCURRENT = 8  # traces at a time: what tools keep warm (open pages, indices) is for a few
 
 

@@ -17,7 +17,8 @@ from typing import Any
 # program's view must be a function of the state.
 IMPORTS = frozenset(
     "__future__ abc bisect collections collections.abc copy dataclasses difflib enum functools hashlib heapq itertools "
-    "json math operator re statistics string textwrap typing unicodedata noria.types noria.harness.program".split()
+    "json math operator re statistics string textwrap typing unicodedata noria.types "
+    "noria.harness.program noria.harness.editing".split()
 )
 REFUSED_NAMES = frozenset("__import__ breakpoint compile eval exec globals input locals open".split())
 LINES_PER_CALL = 1_000_000  # of the program's own code; far more than a view of a thousand messages takes

@@ -80,6 +80,11 @@ class Sandbox:
         """What ran a trace's tools: "bubblewrap" or "landlock (weaker)"."""
         return self.report.label
 
+    @property
+    def servers(self) -> tuple[int, ...]:
+        """The process ids of the servers that are running and idle; a server that died has another once it restarts."""
+        return tuple(sorted(connection.pid for connection in self._idle if connection.pid))
+
     def __enter__(self) -> Sandbox:
         return self
 
@@ -169,7 +174,11 @@ class _Job:
 
 
 class Workspace:
-    """A folder of small files that tools act on; between commands it lives out here as plain values."""
+    """A folder of small files that tools act on; between commands it lives out here as plain values.
+
+    Only what regular files hold carries over: no empty folders, links, times or permissions, but a file that begins as
+    a program does (#! or ELF) can be run.
+    """
 
     def __init__(self, box: Sandbox, files: Mapping[str, bytes] | None = None) -> None:
         self.box = box

@@ -91,7 +91,7 @@ def serve(setup, requests, replies, length, collect):
     if wall_expired:
         os.kill(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
-    end_all_others()
+    end_all_others(pid)
     code = os.waitstatus_to_exitcode(status)
     if code == UNREAD and os.lseek(result_fd, 0, os.SEEK_END) == 0:
         sys.exit("a job could not be read")
@@ -248,21 +248,36 @@ def wait_for(pid, requests, seconds):
         os.close(pidfd)
 
 
-def end_all_others():
-    """Kill and reap everything else in this PID namespace, or without one every descendant."""
+def end_all_others(group=None):
+    """Kill and reap everything else in this PID namespace, or without one the group of a job and every descendant."""
+    if os.getpid() != 1 and group is not None:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it left none
     while True:
         try:
             if os.getpid() == 1:
                 os.kill(-1, signal.SIGKILL)
             else:
                 for pid in children():
-                    os.kill(pid, signal.SIGKILL)
+                    end_group(pid)
         except ProcessLookupError:
             pass  # nobody is left
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
+
+
+def end_group(pid):
+    """A process and its group at once, or a bomb would fork faster than one after the other can be killed."""
+    try:
+        if os.getpgid(pid) != os.getpgid(0):
+            os.killpg(os.getpgid(pid), signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    os.kill(pid, signal.SIGKILL)
 
 
 def children():
@@ -318,6 +333,8 @@ def write_file(path, content):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as stream:
         stream.write(content)
+    if content.startswith((b"#!", b"\x7fELF")):  # files travel as bytes alone; what is a program stays one
+        os.chmod(path, 0o755)
 
 
 def read_workspace(root, most_bytes):
@@ -325,7 +342,7 @@ def read_workspace(root, most_bytes):
     files: dict = {}
     skipped: dict = {}
     total, waiting = 0, [""]
-    os.chmod(root, 0o700)
+    open_up(root)
     while waiting and len(files) + len(skipped) < MAX_FILES:
         folder = waiting.pop()
         try:
@@ -338,7 +355,7 @@ def read_workspace(root, most_bytes):
             path = os.path.join(folder, entry.name)
             content = read_file(os.path.join(root, path), most_bytes - total) if is_plain(path) else "no plain path"
             if isinstance(content, str):
-                skipped[path.encode("utf-8", "backslashreplace").decode()[:MAX_PATH]] = content
+                skipped[path.encode("unicode_escape").decode()[:MAX_PATH]] = content
             else:
                 files[path] = base64.b64encode(content).decode()
                 total += len(content)
@@ -350,9 +367,10 @@ def read_workspace(root, most_bytes):
 
 
 def is_plain(path):
+    """Short, and of characters that can be shown: no controls, no bytes that are no UTF-8."""
     try:
-        return len(path.encode()) <= MAX_PATH
-    except UnicodeEncodeError:  # bytes that are no UTF-8
+        return len(path.encode()) <= MAX_PATH and min(path) >= " " and "\x7f" not in path
+    except UnicodeEncodeError:
         return False
 
 
@@ -373,7 +391,7 @@ def read_file(path, most_bytes):
 
 def empty(root):
     """Deletes all in it. Folders in folders are first moved up: a nest may be deeper than any path or stack allows."""
-    os.chmod(root, 0o700)  # its owner may have taken it from itself, as any folder below
+    open_up(root)
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     number = 0
     while names := os.listdir(top):
@@ -381,19 +399,25 @@ def empty(root):
             if not is_folder(name, top):
                 os.unlink(name, dir_fd=top)
                 continue
-            os.chmod(name, 0o700, dir_fd=top)
+            open_up(name, top)
             folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
             for inner in os.listdir(folder):
                 if not is_folder(inner, folder):
                     os.unlink(inner, dir_fd=folder)
                     continue
-                os.chmod(inner, 0o700, dir_fd=folder)
+                open_up(inner, folder)
                 while os.path.lexists(root + "/" + str(number)):
                     number += 1
                 os.rename(inner, str(number), src_dir_fd=folder, dst_dir_fd=top)
             os.close(folder)
             os.rmdir(name, dir_fd=top)
     os.close(top)
+
+
+def open_up(folder, parent_fd=None):
+    """A candidate may have taken its own folders' permissions; where it could not, there is nothing to do."""
+    if stat.S_IMODE(os.stat(folder, dir_fd=parent_fd).st_mode) & 0o700 != 0o700:
+        os.chmod(folder, 0o700, dir_fd=parent_fd)
 
 
 def is_folder(name, parent_fd):

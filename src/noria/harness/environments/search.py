@@ -2,8 +2,8 @@
 
 Documents have ids that tell nothing; each says one thing (`the successor of apple is pear`), decoys the like. The
 answer is a number at the end of the chain. The columns hold what Context-1's reward is made of (targets seen, targets
-kept, its clamped sum); the value is the right answer less the costs of pruning streaks and turns, so that piling up documents
-without answering pays nothing.
+kept, its clamped sum); the value is the right answer less the costs of pruning streaks and turns, so that piling up
+documents without answering pays nothing.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ def generate(count: int, seed: int, split: str) -> list[Task]:
 
 
 def _decoy(generator: random.Random, chain: Sequence[str], others: Sequence[str], number: int) -> str:
-    """Another relation of the chain's words, or the same relation of other words."""
-    kind, word = generator.randrange(8), generator.choice(others)  # mostly numbers: a guessed one is rarely right
+    """Another relation of the chain's words, or the same relation of other words; mostly numbers, so that one taken at
+    random is rarely right."""
+    kind, word = generator.randrange(8), generator.choice(others)
     if kind == 0:
         return f"the {generator.choice(RELATIONS)} of {generator.choice(chain)} is {word}"
     if kind == 1:

@@ -5,8 +5,8 @@ from noria.harness.tools.browser import Browser, browser_tools
 from noria.harness.tools.files import FILE_TOOLS, LIST, READ, WORKSPACE_TOOLS
 from noria.harness.tools.memory import memory_tools
 from noria.harness.tools.python import PYTHON
-from noria.harness.tools.search import search_tools, without_pruned
-from noria.harness.tools.summarise import SUMMARISE, since_summary, summarise_with
+from noria.harness.tools.search import search_tools
+from noria.harness.tools.summarise import SUMMARISE, summarise_with
 from noria.harness.tools.terminal import TERMINAL
 from noria.harness.tools.toolbox import (
     AnyTool,
@@ -52,7 +52,5 @@ __all__ = [
     "memory_tools",
     "parameters_schema",
     "search_tools",
-    "since_summary",
     "summarise_with",
-    "without_pruned",
 ]

@@ -30,12 +30,23 @@ from urllib.parse import urlsplit
 
 from noria.harness.tools.archive import Archive
 from noria.harness.tools.chromium import ActionFailed, Chromium, ChromiumUnavailable, Page
-from noria.harness.tools.toolbox import HostTool, Parameter, SandboxFailed, ToolCall, ToolError, ToolResult, own_text
+from noria.harness.tools.toolbox import (
+    ERROR,
+    TIMED_OUT,
+    HostTool,
+    Parameter,
+    SandboxFailed,
+    ToolCall,
+    ToolError,
+    ToolResult,
+    own_text,
+)
 from noria.sandbox import SandboxUnavailable
-from noria.sandbox.program import ProgramEnded
+from noria.sandbox.program import ProgramEnded, ProgramSilent
 
-NOTES = "browser"
-MOST_CHARACTERS, MOST_ACTIONS, MOST_PAGES = 4096, 200, 8
+NOTES, LABEL = "browser", "bubblewrap"  # the one kind of sandbox that a `LiveProgram` has
+MOST_CHARACTERS, MOST_ACTIONS = 4096, 200
+MOST_PAGES = 4  # open at once: each takes about 100 MB of the browser's memory
 
 Action = tuple[str, ...]  # the tool's name and its arguments
 
@@ -100,6 +111,10 @@ class PageState:
     submitted: tuple[Mapping[str, Any], ...]
 
 
+class PageHangs(RuntimeError):
+    """A page took too long; its browser was ended, and the next call starts another."""
+
+
 class Browser:
     """Pages by the actions that led to them. Starts Chromium when first needed, and again should it die.
 
@@ -125,16 +140,19 @@ class Browser:
     def state(self, archive: Archive, actions: Sequence[Action]) -> PageState:
         """The page after `actions`, from the nearest one that is open. Raises ActionFailed for the last of them.
 
-        Raises SandboxFailed where Chromium ends twice on the same actions, or a page computes without end.
+        Raises PageHangs where the page computes without end, SandboxFailed where Chromium ends twice on these actions.
         """
         with self._lock:
             for attempt in (1, 2):
                 try:
                     return self._state(archive, tuple(actions))
+                except ProgramSilent as error:
+                    self._end()
+                    raise PageHangs(str(error)) from error
                 except ProgramEnded as error:
                     self._end()
                     if attempt == 2:
-                        raise SandboxFailed(f"the browser ended or hung twice: {error}") from error
+                        raise SandboxFailed(f"the browser ended twice: {error}") from error
         raise AssertionError("not reached")
 
     def _state(self, archive: Archive, actions: tuple[Action, ...]) -> PageState:
@@ -146,6 +164,7 @@ class Browser:
             page, state = self._pages.pop((archive.digest, actions[:known]))
         else:
             self._chromium = self._chromium or Chromium()
+            self._keep_few()
             page, state = self._chromium.open_page(archive), PageState("", "", (), ())
         done = known
         try:
@@ -155,12 +174,14 @@ class Browser:
                 done += 1
         finally:
             # An action that failed changed nothing: the page still is where the ones before it led.
+            twin = self._pages.pop((archive.digest, actions[:done]), None)
+            if twin is not None and self._chromium is not None:
+                self._chromium.close_page(twin[0])
             self._pages[archive.digest, actions[:done]] = page, state
-            self._keep_few()
         return state
 
     def _keep_few(self) -> None:
-        while len(self._pages) > MOST_PAGES and self._chromium is not None:
+        while len(self._pages) >= MOST_PAGES and self._chromium is not None:
             _, (page, _) = self._pages.popitem(last=False)
             self._chromium.close_page(page)
 
@@ -198,7 +219,7 @@ def browser_tools(pages: Archive | str, browser: Browser | None = None) -> tuple
             state = _state(browser, site, actions)
             submitted = [dict(form) for form in state.submitted]
             notes = {"actions": [list(action) for action in actions], "url": state.url, "submitted": submitted}
-            return ToolResult(shown(state), call.files, {**call.notes, NOTES: notes})
+            return ToolResult(shown(state), call.files, {**call.notes, NOTES: notes}, sandbox=LABEL)
 
         return run
 
@@ -207,7 +228,7 @@ def browser_tools(pages: Archive | str, browser: Browser | None = None) -> tuple
         if not actions:
             raise ToolError("no page is open")
         text = shown(_state(browser, archive(call), actions), call.arguments.get("line", 1))
-        return ToolResult(text, call.files, call.notes)
+        return ToolResult(text, call.files, call.notes, sandbox=LABEL)
 
     ref = Parameter("ref", "a control's ref, e.g. e3")
     return (
@@ -234,7 +255,8 @@ def shown(state: PageState, line: int = 1) -> str:
     lines = [f"page: {state.title} {state.url}", *state.lines]
     if not 1 <= line <= len(lines):
         raise ToolError(f"the page has {len(lines)} lines")
-    text, size = [], 0
+    text: list[str] = []
+    size = 0
     for at in range(line - 1, len(lines)):
         size += len(lines[at]) + 1
         if size > MOST_CHARACTERS and text:
@@ -270,6 +292,8 @@ def _state(browser: Browser | None, site: Archive, actions: Sequence[Action]) ->
         return (browser or shared_browser()).state(site, actions)
     except ActionFailed as error:
         raise ToolError(str(error)) from error
+    except PageHangs as error:
+        raise ToolError(TIMED_OUT.removeprefix(ERROR)) from error
     except (ChromiumUnavailable, SandboxUnavailable) as error:
         raise SandboxFailed(str(error)) from error
 

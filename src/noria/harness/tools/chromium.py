@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 from noria.harness.tools.archive import Archive
 from noria.harness.tools.outline import outline
 from noria.sandbox import BROWSER, BROWSER_LIMITS
-from noria.sandbox.program import LiveProgram
+from noria.sandbox.program import LiveProgram, ProgramEnded
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DEBIAN = "/usr/lib/chromium/chromium"  # /usr/bin/chromium is a shell script around it
@@ -32,7 +32,7 @@ FLAGS = (
     *("--no-first-run", "--no-zygote", "--lang=en-US", "--disable-dev-shm-usage", "--disable-breakpad"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
     *("--disable-default-apps", "--disable-site-isolation-trials", "--block-new-web-contents", "--hide-scrollbars"),
-    *("--window-size=1280,800", "--disable-crash-reporter", "--renderer-process-limit=1"),
+    *("--window-size=1280,800", "--disable-crash-reporter"),
     "--disable-features=BackForwardCache,Translate,OptimizationHints,MediaRouter,SpareRendererForSitePerProcess",
 )
 START_SECONDS, ANSWER_SECONDS = 300.0, 60.0  # backstops: a page that computes for so long is given up
@@ -78,6 +78,7 @@ class Chromium:
         self._program = LiveProgram(argv, BROWSER_LIMITS, BROWSER)
         self._number = 0
         self._pages: dict[str, Page] = {}
+        self._left: list[Page] = []  # closed pages, whose windows can be used again
         self.version = str(self.ask("Browser.getVersion", seconds=START_SECONDS)["product"])
 
     def close(self) -> None:
@@ -119,18 +120,29 @@ class Chromium:
         return message
 
     def open_page(self, archive: Archive) -> Page:
-        """A blank page with a profile of its own, which sees the network that `archive` is."""
-        context = self.ask("Target.createBrowserContext")["browserContextId"]
+        """A blank page with an empty profile that no other page has, which sees the network that `archive` is.
+
+        A new tab in the window of a closed page is several times cheaper than a window. It has a process of its own,
+        so that its clock begins anew; `Page.settle` makes sure of that.
+        """
+        left = self._left.pop() if self._left else None
+        context = left.context if left else self.ask("Target.createBrowserContext")["browserContextId"]
         target = self.ask("Target.createTarget", {"url": "about:blank", "browserContextId": context})["targetId"]
+        if left is not None:
+            self.ask("Target.closeTarget", {"targetId": left.frame})
+            self._pages.pop(left.session)
+            self.ask("Storage.clearCookies", {"browserContextId": context})
         session = self.ask("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
         page = Page(self, archive, context, target, session)
         self._pages[session] = page
+        for origin in left.archive.origins if left else ():
+            self.ask("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"}, session)
         page.set_up()
         return page
 
     def close_page(self, page: Page) -> None:
-        self._pages.pop(page.session, None)
-        self.ask("Target.disposeBrowserContext", {"browserContextId": page.context})
+        """Its window is kept for another page."""
+        self._left.append(page)
 
 
 @dataclass
@@ -147,10 +159,12 @@ class Page:
     _refs: dict[int, int] = field(default_factory=dict)  # backend node id -> number of the ref
     _submitting: str = ""  # where the form goes that is being submitted
     _settled: bool = False
+    _fresh: bool = True
 
     def set_up(self) -> None:
-        for method in ("Page.enable", "Runtime.enable", "DOM.enable", "Accessibility.enable", "Fetch.enable"):
-            self._ask(method)
+        for domain in ("Page", "Runtime", "DOM", "Accessibility", "Fetch", "Network"):
+            self._ask(f"{domain}.enable")
+        self._ask("Network.setCacheDisabled", {"cacheDisabled": True})
         self._ask("Page.addScriptToEvaluateOnNewDocument", {"source": SEEDED})
         clock = {"policy": "pause", "initialVirtualTime": VIRTUAL_START}
         self._ask("Emulation.setVirtualTimePolicy", clock)
@@ -165,7 +179,7 @@ class Page:
         It returns "" or what forbids the action. Raises ActionFailed with that, and for a ref that is not on the page.
         """
         node = next((node for node, number in self._refs.items() if number == ref), None)
-        world = self._ask("Page.createIsolatedWorld", {"frameId": self.frame})["executionContextId"]
+        world = self._world()
         try:
             if node is None:
                 raise ActionFailed("unknown")
@@ -187,6 +201,17 @@ class Page:
         self._ask("Emulation.setVirtualTimePolicy", policy)
         while not self._settled:
             self.browser.next_message()
+        if self._fresh:
+            asked = {"expression": "Date.now()", "contextId": self._world(), "returnByValue": True}
+            now = self._ask("Runtime.evaluate", asked)["result"]["value"]
+            if now != 1000 * VIRTUAL_START + VIRTUAL_MILLISECONDS:
+                raise ProgramEnded(f"the page's clock stands at {now}: its process was another page's before")
+            self._fresh = False
+
+    def _world(self) -> int:
+        """A context for scripts that the page's own can't see."""
+        world: int = self._ask("Page.createIsolatedWorld", {"frameId": self.frame})["executionContextId"]
+        return world
 
     def address(self) -> tuple[str, str]:
         """(URL, title)."""

@@ -15,7 +15,7 @@ does that, and the trace keeps what the reward looks at (Chroma's Context-1 has 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -29,7 +29,6 @@ from noria.harness.tools.toolbox import HostTool, Parameter, ToolCall, ToolError
 NOTES = "search"
 MOST_GREPPED = 5
 MOST_READ_CHARACTERS = 4096
-HEADER = re.compile(r"^\[(\S+#\d+)\]( |$)", re.MULTILINE)
 
 
 def about_tokens(text: str) -> int:
@@ -81,18 +80,6 @@ def search_tools(
             shelf.prune,
         ),
     )
-
-
-def without_pruned(result: str, pruned: Collection[str]) -> str:
-    """A result of these tools as a program may show it later: of pruned chunks only the id is left."""
-    body, line, usage = result.rpartition("\ncontext: ")
-    starts = list(HEADER.finditer(body))
-    ends = [*(start.start() - 1 for start in starts[1:]), len(body)]
-    parts = [
-        f"[{start[1]}] (pruned)" if start[1] in pruned else body[start.start() : end]
-        for start, end in zip(starts, ends, strict=False)
-    ]
-    return "\n".join(parts) + line + usage if parts else result
 
 
 class _Shelf:

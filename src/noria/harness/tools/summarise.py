@@ -9,13 +9,13 @@ state.notes)`, made of the very messages of the trace. Nothing is lost from the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from noria.harness.editing import SUMMARY
 from noria.harness.tools.toolbox import HostTool, Parameter, ToolCall, ToolError, ToolResult, own_text
 from noria.types import Message, seed_of
 
-NOTES, BEGINNING = "summary", "summary: "
+NOTES = "summary"
 MOST_CHARACTERS = 4096
 INSTRUCTION = "Summarise the text that the user gives you. Keep names, numbers and whatever is still to be done."
 
@@ -26,7 +26,7 @@ def _keep_summary(call: ToolCall) -> ToolResult:
         raise ToolError(f"a summary has 1 to {MOST_CHARACTERS} characters, not {len(text)}")
     if keep < 0:
         raise ToolError("keep is the number of messages that stay: 0 or more")
-    return ToolResult(BEGINNING + text, call.files, {**call.notes, NOTES: {"text": text, "keep": keep}})
+    return ToolResult(SUMMARY + text, call.files, {**call.notes, NOTES: {"text": text, "keep": keep}})
 
 
 SUMMARISE = HostTool(
@@ -38,19 +38,6 @@ SUMMARISE = HostTool(
     ),
     _keep_summary,
 )
-
-
-def since_summary(messages: Sequence[Message], notes: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The task, the last summary, the messages kept before it, and all that came after; all messages without one."""
-    kept = notes.get(NOTES)
-    told = None if kept is None else Message("tool", BEGINNING + kept["text"])
-    place = next((i for i in range(len(messages) - 1, -1, -1) if messages[i] == told), None)
-    if kept is None or place is None:
-        return tuple(messages)
-    replies = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    task, calling = replies[0], max(i for i in replies if i < place)
-    recent = messages[max(task, calling - kept["keep"]) : calling]
-    return (*messages[:task], messages[place], *recent, *messages[place + 1 :])
 
 
 def summarise_with(
