@@ -258,6 +258,7 @@ def test_a_model_with_experts_wants_its_targets_named():
         heads=2,
         kv_heads=1,
         ffn_width=24,
+        context=16,
         moe=MoE(experts=4, chosen=2, expert_width=8),
     )
     with pytest.raises(AdapterError, match=r"experts, which have no adapters here.*query"):
