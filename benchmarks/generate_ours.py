@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -21,27 +23,39 @@ from noria.model import Transformer, load_model
 NEVER = -1  # no token has this id: with it as the end, every reply has the same length
 READ_BYTES, PRODUCT_SIZE = 2**30, 2048
 LIMIT_TRIES = 5
+# Of a weight in a layer and in the head; int4 has a scale in fp32 for 32 weights.
+BYTES = {"float32": (4, 4), "bfloat16": (2, 4), "int8": (1, 1), "int4": (0.625, 1)}
 
 
 def engine(task: dict[str, Any]) -> tuple[str, Generate]:
     model = load_model(Path(task["model"]))
-    found = Engine(model, NEVER, max_rows=task["batch"], context=task["context"], precision=task["variant"])
     weights, weight_bytes = weights_of(model, task["variant"])
+    room = {"max_rows": task["batch"], "context": task["context"]}
+    found = Engine(model, NEVER, **room, precision=task["variant"], consume_model=True)
+    gc.collect()
 
     def generate(prompts: list[list[int]], tokens: int) -> dict[str, Any]:
         params = SamplingParams(max_tokens=tokens, temperature=0.0)
         done = found.generate([Request(prompt, params) for prompt in prompts])
         lengths = [len(completion.token_ids) for completion in done]
-        return {"lengths": lengths, "weights": weights, "weight_bytes": weight_bytes}
+        sizes = {"kept_bytes": found.weight_bytes, "resident_bytes": resident_bytes()}
+        return {"lengths": lengths, "weights": weights, "weight_bytes": weight_bytes, **sizes}
 
     return f"noria {importlib.metadata.version('noria')}", generate
 
 
+def resident_bytes() -> int:
+    """Memory of this process (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def weights_of(model: Transformer, precision: str) -> tuple[int, int]:
-    """(weights that a token is multiplied with, their bytes in the engine): the head is kept in fp32."""
+    """(weights that a token is multiplied with, their bytes in the engine)."""
     layers = {path: module.weight.numel() for path, module in model.named_modules() if isinstance(module, nn.Linear)}
-    itemsize = getattr(torch, precision).itemsize
-    return sum(layers.values()), sum(count * (4 if path == "head" else itemsize) for path, count in layers.items())
+    of_layer, of_head = BYTES[precision]
+    return sum(layers.values()), sum(
+        int(count * (of_head if path == "head" else of_layer)) for path, count in layers.items()
+    )
 
 
 def limits(task: dict[str, Any]) -> tuple[str, Generate]:

@@ -134,8 +134,10 @@ def test_python_runs_in_the_sandbox_and_fails_with_a_typed_error(body: str, kind
 
 
 class Judge(BaseHTTPRequestHandler):
+    asked: dict[str, Any] = {}
+
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = Judge.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         said = "I give it 0.75" if "Paris" in asked["messages"][-1]["content"] else "no idea"
         body = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
         self.send_response(200)
@@ -148,8 +150,10 @@ class Judge(BaseHTTPRequestHandler):
 
 
 def test_a_model_behind_an_endpoint_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = {"type": "score_model", "name": "s", "model": "judge",
-            "input": [{"role": "user", "content": "Rate {{sample.output_text}}"}]}  # fmt: skip
+    text = [{"type": "input_text", "text": "Rate"}, "{{sample.output_text}}"]
+    body = {"type": "score_model", "name": "s", "model": "judge", "range": None,
+            "sampling_params": {"max_completions_tokens": 9, "top_p": 0.5},
+            "input": [{"role": "user", "content": text, "type": "message"}]}  # fmt: skip
     grader = parse(body)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     assert run(grader, {}, "Paris")["metadata"]["errors"]["model_grader_server_error"] is True
@@ -159,6 +163,9 @@ def test_a_model_behind_an_endpoint_scores(monkeypatch: pytest.MonkeyPatch) -> N
     try:
         monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
         assert run(grader, {}, "Paris")["reward"] == 0.75
+        messages = [{"role": "user", "content": "Rate\nParis"}]
+        expected = {"model": "judge", "messages": messages, "max_completion_tokens": 9, "top_p": 0.5}
+        assert expected == Judge.asked  # as chat/completions spells it
         assert run(grader, {}, "Rome")["metadata"]["errors"]["model_grader_parse_error"] is True
     finally:
         server.shutdown()
@@ -172,3 +179,34 @@ def test_a_model_folder_is_asked_by_our_own_engine(tmp_path: Path) -> None:
             "input": [{"role": "user", "content": "{{sample.output_text}}"}]}  # fmt: skip
     result = run(parse(body), {}, "Paris")
     assert result["reward"] is not None or result["metadata"]["errors"]["model_grader_parse_error"] is True
+
+
+def test_a_run_has_exactly_the_fields_that_openai_gives_it() -> None:
+    from openai.types.fine_tuning.alpha.grader_run_response import GraderRunResponse, Metadata, MetadataErrors
+
+    def names(model: Any) -> set[str]:
+        return {field.alias or name for name, field in model.model_fields.items()}
+
+    result = run(parse(check("eq")), {"answer": "Paris"}, "Paris")
+    assert set(result) == names(GraderRunResponse)
+    assert set(result["metadata"]) == names(Metadata)
+    assert set(result["metadata"]["errors"]) == names(MetadataErrors)
+    told = GraderRunResponse.model_validate(result)
+    assert told.reward == 1.0 and told.metadata.type == "string_check"
+
+
+@pytest.mark.parametrize(
+    ("changed", "field", "said"),
+    [
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input", "only text"),
+        ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role", "assistant"),
+        ({"sampling_params": {"max_tokens": 3}}, "sampling_params.max_tokens", "not permitted"),
+        ({"range": [1, 0]}, "range", "from low to high"),
+    ],
+)
+def test_what_a_score_model_cannot_do_is_refused_by_field(changed: dict[str, Any], field: str, said: str) -> None:
+    body = {"type": "score_model", "name": "s", "model": "judge", "input": [{"role": "user", "content": "x"}]}
+    assert parse(body).range == (0.0, 1.0)
+    with pytest.raises(GraderError, match=said) as refused:
+        parse(body | changed)
+    assert str(refused.value).startswith(field)

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from noria.data.tokenizer import train_tokenizer
 from noria.inference import Engine, Request, SamplingParams, score
 from noria.model import ModelConfig, Transformer
+from noria.model.config import MoE
 from noria.posttraining import (
     GrpoConfig,
     LoraConfig,
@@ -247,3 +248,21 @@ def test_the_first_matrix_starts_as_a_linear_layer_does():
     adapt(model, LoraConfig(rank=8))
     start = model.blocks[0].up.parametrizations.weight[0].lora_a
     assert start.abs().max() <= 1 / math.sqrt(32) and start.std().item() == pytest.approx(1 / math.sqrt(96), rel=0.1)
+
+
+def test_a_model_with_experts_wants_its_targets_named():
+    config = ModelConfig(
+        vocab_size=30,
+        width=16,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        ffn_width=24,
+        context=16,
+        moe=MoE(experts=4, chosen=2, expert_width=8),
+    )
+    with pytest.raises(AdapterError, match=r"experts, which have no adapters here.*query"):
+        adapt(Transformer(config), LoraConfig(rank=2))
+    assert adapt(Transformer(config), LoraConfig(rank=2, targets=("query", "value"))) == [
+        f"blocks.{layer}.attention.{name}" for layer in (0, 1) for name in ("query", "value")
+    ]

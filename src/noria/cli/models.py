@@ -15,6 +15,16 @@ from noria.studio.output import console, notices, print_json
 class Computing(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
+    int8 = "int8"
+    int4 = "int4"
+
+
+ComputingOption = Annotated[
+    Computing,
+    typer.Option(
+        help="Of the products and the cache; int8 and int4 keep the weights in so many bits, else as bfloat16."
+    ),
+]
 
 
 class Precision(StrEnum):
@@ -34,6 +44,7 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens a reply.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the tasks and of the sampling.")] = 2000,
+    precision: ComputingOption = Computing.float32,
     out: Annotated[Path | None, typer.Option(help="Write an item a line, with its answer and grade, here.")] = None,
     store: StoreOption = None,
     json_: JsonOption = False,
@@ -49,17 +60,18 @@ def evaluate(
     if out:
         make_room(out)
     started = time.monotonic()
-    summary = evaluate_folder(folder, Asked(tasks, per_domain, max_tokens, temperature, seed), out)
+    summary = evaluate_folder(folder, Asked(tasks, per_domain, max_tokens, temperature, seed, precision.value), out)
     if json_:
         return print_json(summary)
     show.evaluation(console(), summary, time.monotonic() - started)
     return OK
 
 
-@app.command(epilog="Example: noria chat release/prod")
+@app.command(epilog="Examples: noria chat release/prod    noria chat models/smol --precision int8")
 def chat(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a key or an alias.")] = "release/prod",
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    precision: ComputingOption = Computing.float32,
     store: StoreOption = None,
 ) -> int:
     """Talk to a model in the terminal. Nothing is logged."""
@@ -68,7 +80,7 @@ def chat(
     folder = model_folder(model, open_store(store))
     from noria.deployment.gateway import chat_terminal
 
-    chat_terminal(folder, seed)
+    chat_terminal(folder, seed, precision.value)
     return OK
 
 
@@ -91,7 +103,7 @@ def serve(
         ),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Choices decoded together.")] = 32,
-    precision: Annotated[Computing, typer.Option(help="Of the products and the cache.")] = Computing.float32,
+    precision: ComputingOption = Computing.float32,
     max_live: Annotated[int, typer.Option(min=1, help="Choices running and queued; beyond it a 429.")] = 256,
     max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request's body.")] = 1 << 20,
     drain_seconds: Annotated[float, typer.Option(min=0, help="For running replies to end when stopped.")] = 30.0,

@@ -160,7 +160,7 @@ def _serving(
             options.retention,
         )
         stack.callback(log.close)
-        engine = Engine(model, tokenizer.end, options.rows, precision=options.precision)
+        engine = Engine(model, tokenizer.end, options.rows, precision=options.precision, consume_model=True)
         chat = build_server(engine, tokenizer, log, options)
         config = uvicorn.Config(
             build_app(chat, options),
@@ -229,14 +229,18 @@ def background(model_folder: Path, options: GatewayOptions, redact: Redactor | N
 
 
 def chat_terminal(
-    model_folder: Path, seed: int = 0, read: Callable[[str], str] = input, write: Callable[[str], object] = print
+    model_folder: Path,
+    seed: int = 0,
+    precision: Precision = "float32",
+    read: Callable[[str], str] = input,
+    write: Callable[[str], object] = print,
 ) -> None:
     """A conversation in the terminal, with nothing logged. /new starts over, /quit (or Ctrl-D) ends."""
     from noria.inference import Request, SamplingParams
 
     model = load_model(model_folder)
     tokenizer = load_chat_tokenizer(model_folder)
-    engine = Engine(model, tokenizer.end, max_rows=1)
+    engine = Engine(model, tokenizer.end, max_rows=1, precision=precision, consume_model=True)
     write("Type a message; /new starts over, /quit ends.")
     messages: list[Message] = []
     while True:

@@ -17,7 +17,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from noria.grading.formula import FormulaError, compute, names_in
 from noria.grading.python_grader import PythonFailed, run_python
@@ -27,7 +36,8 @@ from noria.grading.similarity import MEASURES, REFUSED
 _TEMPLATE = re.compile(r"\{\{\s*(.*?)\s*\}\}")
 _PLACE = re.compile(r"(item|sample)((?:\.\w+|\[\d+\])+)")
 SAMPLE_FIELDS = ("output_text", "output_json")
-# As in OpenAI's metadata.errors.
+# As in OpenAI's metadata.errors (openai-python, types/fine_tuning/alpha/grader_run_response.py), with its three fields
+# that say more. Where it has no field for the reason, `<error>_details` is ours.
 ERRORS = (
     "formula_parse_error",
     "sample_parse_error",
@@ -41,7 +51,11 @@ ERRORS = (
     "model_grader_refusal_error",
     "model_grader_parse_error",
 )
-DETAILS = ("sample_parse_error", "invalid_variable_error", "python_grader_runtime_error", "model_grader_server_error")
+DETAILS = (
+    "python_grader_server_error_type",
+    "python_grader_runtime_error_details",
+    "model_grader_server_error_details",
+)
 
 
 class GraderError(ValueError):
@@ -82,7 +96,30 @@ class ChatLine(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str
+    content: str = Field(description="text; text blocks, alone or in a list, are joined")
+    type: Literal["message"] | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        parts = value if isinstance(value, list) else [value]
+        texts = []
+        for part in parts:
+            is_block = isinstance(part, Mapping) and part.get("type") in ("input_text", "output_text")
+            if not isinstance(text := part["text"] if is_block and "text" in part else part, str):
+                raise ValueError("only text is read here: a string, or blocks of type input_text or output_text")
+            texts.append(text)
+        return "\n".join(texts)
+
+
+class SamplingOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_completions_tokens: int | None = Field(default=None, ge=1, description="of the judge's reply")
+    reasoning_effort: str | None = Field(default=None, description="read by an endpoint alone")
+    seed: int | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
 
 
 class ScoreModel(_Grader):
@@ -90,8 +127,13 @@ class ScoreModel(_Grader):
     input: tuple[ChatLine, ...] = Field(min_length=1)
     model: str = Field(description="a model folder, or a model's name at the endpoint in OPENAI_BASE_URL")
     range: tuple[float, float] = (0.0, 1.0)
-    sampling_params: dict[str, Any] = {}
+    sampling_params: SamplingOptions = SamplingOptions()
     pass_threshold: float | None = None
+
+    @field_validator("range", "sampling_params", mode="before")
+    @classmethod
+    def _null_is_the_default(cls, value: Any, info: ValidationInfo) -> Any:
+        return cls.model_fields[str(info.field_name)].default if value is None else value
 
     @field_validator("range")
     @classmethod
@@ -203,7 +245,7 @@ def run(grader: AnyGrader, item: Mapping[str, Any], output_text: str) -> dict[st
     """
     started = time.monotonic()
     sample = {"output_text": output_text, **_as_json(output_text)}
-    errors: dict[str, Any] = dict.fromkeys(ERRORS, False) | {f"{name}_details": None for name in DETAILS}
+    errors: dict[str, Any] = dict.fromkeys(ERRORS, False) | dict.fromkeys(DETAILS)
     sub_rewards: dict[str, float] = {}
     reward = _reward(grader, {"item": item, "sample": sample}, errors, sub_rewards, "")
     metadata = {
@@ -234,7 +276,8 @@ def _reward(
             return measure(fill(grader.input, values), fill(grader.reference, values))
         if isinstance(grader, ScoreModel):
             lines = [(line.role, fill(line.content, values)) for line in grader.input]
-            return ask_for_score(grader.model, lines, grader.range, grader.sampling_params)
+            sampling = grader.sampling_params.model_dump(exclude_none=True)
+            return ask_for_score(grader.model, lines, grader.range, sampling)
         if isinstance(grader, PythonGrader):
             return run_python(grader.source, values["sample"], values["item"])
         found = {}
@@ -270,12 +313,16 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
 def said_errors(result: Mapping[str, Any]) -> str:
     """The errors of a run in words; empty where there was none."""
     errors = result["metadata"]["errors"]
-    return "; ".join(f"{name}: {errors.get(f'{name}_details') or ''}" for name in ERRORS if errors[name])
+    return "; ".join(f"{name}: {errors.get(_details(name)) or ''}" for name in ERRORS if errors[name])
 
 
 def _note(errors: dict[str, Any], kind: str, details: str) -> None:
     errors[kind] = True
-    errors[f"{kind}_details"] = details
+    errors[_details(kind)] = details
+
+
+def _details(kind: str) -> str:
+    return f"{kind}_type" if kind == "python_grader_server_error" else f"{kind}_details"
 
 
 def _string_check(operation: str, text: str, reference: str) -> float:

@@ -46,7 +46,9 @@ def _from_endpoint(model: str, lines: Sequence[tuple[str, str]], sampling: Mappi
             "model_grader_server_error",
             f"{model} is no model folder, and no endpoint that may serve it is named in OPENAI_BASE_URL",
         )
-    body = {"model": model, "messages": [{"role": role, "content": text} for role, text in lines], **sampling}
+    # The grader language and the chat endpoint spell this one differently.
+    renamed = {("max_completion_tokens" if key == "max_completions_tokens" else key): sampling[key] for key in sampling}
+    body = {"model": model, "messages": [{"role": role, "content": text} for role, text in lines], **renamed}
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
@@ -65,8 +67,9 @@ def _from_folder(folder: Path, lines: Sequence[tuple[str, str]], sampling: Mappi
     engine, tokenizer = _loaded(folder)
     messages = [Message("system" if role == "developer" else role, text) for role, text in lines]  # type: ignore[arg-type]
     params = SamplingParams(
-        max_tokens=int(sampling.get("max_tokens") or sampling.get("max_completions_tokens") or 32),
+        max_tokens=int(sampling.get("max_completions_tokens") or 32),
         temperature=float(sampling.get("temperature") or 0.0),
+        top_p=float(sampling.get("top_p") or 1.0),
         seed=int(sampling.get("seed") or 0),
     )
     try:

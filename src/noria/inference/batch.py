@@ -6,6 +6,7 @@ N tokens, B rows (a row a chunk), T tokens of the longest row, S tokens that the
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,20 @@ from torch import Tensor
 
 from noria.inference.cache import BLOCK, PagedCache, PagedView
 from noria.inference.scheduler import Chunk
+
+# New tokens times tokens seen, of a group: where attention holds a number for each pair and head, 4 MB a head in fp32.
+# It bounds memory for long prompts, and what is computed in vain where lengths differ.
+PAIRS = 2**20
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """`count` tokens of a row, from place `first` among the N on; the last of them sees `seen` tokens."""
+
+    row: int
+    first: int
+    count: int
+    seen: int
 
 
 @dataclass(frozen=True)
@@ -40,19 +55,45 @@ class Batch:
 
     @functools.cached_property
     def groups(self) -> list[Group]:
-        """The rows of a single token, and the others."""
+        """What to compute one after the other, for what works on (B, T): rows of a single token; then rows of like
+        lengths; then, piece by piece, those that would see more than PAIRS alone."""
         rows = range(len(self.counts))
-        parts = [[row for row in rows if self.counts[row] == 1], [row for row in rows if self.counts[row] > 1]]
-        return [self._group(part) for part in parts if part]
+        found = (
+            [self._group(singles)] if (singles := [self._piece(row) for row in rows if self.counts[row] == 1]) else []
+        )
+        together: list[_Piece] = []
+        for row in sorted((row for row in rows if self.counts[row] > 1), key=lambda row: self.counts[row]):
+            piece = self._piece(row)
+            if piece.count * piece.seen > PAIRS:
+                found += [self._group([part]) for part in _parts(piece)]
+                continue
+            pairs = (len(together) + 1) * piece.count * max(each.seen for each in (*together, piece))
+            if together and (piece.count > 2 * together[0].count or pairs > PAIRS):
+                found.append(self._group(together))
+                together = []
+            together.append(piece)
+        return [*found, self._group(together)] if together else found
 
-    def _group(self, rows: list[int]) -> Group:
-        longest = max(self.counts[row] for row in rows)
-        last_B1 = self.last_B[rows][:, None]
-        count_B1 = torch.tensor([self.counts[row] for row in rows])[:, None]
-        index_BT = (last_B1 - count_B1 + 1 + torch.arange(longest)).minimum(last_B1)
-        seen = int(self.position_N[last_B1].max()) + 1
-        slot_BS = (self.tables[rows].long()[:, :, None] * BLOCK + torch.arange(BLOCK)).flatten(1)[:, :seen]
-        return Group(index_BT, slot_BS)
+    def _piece(self, row: int) -> _Piece:
+        last = int(self.last_B[row])
+        return _Piece(row, last - self.counts[row] + 1, self.counts[row], int(self.position_N[last]) + 1)
+
+    def _group(self, pieces: Ordered[_Piece]) -> Group:
+        first_B1 = torch.tensor([piece.first for piece in pieces])[:, None]
+        count_B1 = torch.tensor([piece.count for piece in pieces])[:, None]
+        index_BT = first_B1 + torch.arange(int(count_B1.max())).minimum(count_B1 - 1)
+        table_Bb = self.tables[[piece.row for piece in pieces]].long()
+        slot_BS = (table_Bb[:, :, None] * BLOCK + torch.arange(BLOCK)).flatten(1)
+        return Group(index_BT, slot_BS[:, : max(piece.seen for piece in pieces)])
+
+
+def _parts(piece: _Piece) -> Iterator[_Piece]:
+    """As long as PAIRS allows, given what the last token of the piece sees."""
+    step = max(1, PAIRS // piece.seen)
+    before = piece.seen - piece.count
+    for start in range(0, piece.count, step):
+        count = min(step, piece.count - start)
+        yield _Piece(piece.row, piece.first + start, count, before + start + count)
 
 
 def batch_of(chunks: Ordered[Chunk[Any]]) -> Batch:

@@ -59,6 +59,19 @@ class RequestTooLong(ValueError):
     """The prompt leaves no room for a single new token in the model's context."""
 
 
+def room_after(prompt_ids: Sequence[int], context: int, vocabulary: int) -> int:
+    """Tokens of the context that a prompt leaves to its reply. Raises RequestTooLong; ValueError for an unknown id."""
+    room = context - len(prompt_ids)
+    if room < 1 or not prompt_ids:
+        raise RequestTooLong(
+            f"a prompt of {len(prompt_ids)} tokens does not fit: it needs 1 to {context - 1}, "
+            f"since the context of {context} tokens also holds the reply"
+        )
+    if min(prompt_ids) < 0 or max(prompt_ids) >= vocabulary:
+        raise ValueError(f"a prompt holds a token id outside 0..{vocabulary - 1}")
+    return room
+
+
 class Sampler(Protocol):
     """What rollouts need of an engine, whichever it is."""
 
@@ -181,14 +194,7 @@ class Engine:
 
     def submit(self, request: Request) -> Handle:
         """Queue a request. Raises RequestTooLong where the prompt fills the context, ValueError for an unknown id."""
-        room = self.context - len(request.prompt_ids)
-        if room < 1 or not request.prompt_ids:
-            raise RequestTooLong(
-                f"a prompt of {len(request.prompt_ids)} tokens does not fit: it needs 1 to {self.context - 1}, "
-                f"since the context of {self.context} tokens also holds the reply"
-            )
-        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self.config.vocab_size:
-            raise ValueError(f"a prompt holds a token id outside 0..{self.config.vocab_size - 1}")
+        room = room_after(request.prompt_ids, self.context, self.config.vocab_size)
         if any(token >= self.config.vocab_size or token < 0 for token in request.params.logit_bias):
             raise ValueError(f"logit_bias holds a token id outside 0..{self.config.vocab_size - 1}")
         if request.params.stop and self._decode is None:

@@ -27,6 +27,7 @@ from noria.inference.weights import (
     pack,
     prepared,
     quantised_table,
+    return_memory,
 )
 from noria.model import Transformer
 from noria.model.attention import Attention
@@ -56,10 +57,15 @@ def network(model: Transformer, precision: Precision, consume: bool = False) -> 
 
     Raises ValueError where a weight that is to be quantised is not finite.
     """
-    found = kernels()
-    if found is not None and is_plain(model):
-        return PlainDecoder(model, precision, found, consume)
-    return AnyTransformer(model, precision, consume)
+    native = kernels()
+    built: Network
+    if native is not None and is_plain(model):
+        built = PlainDecoder(model, precision, native, consume)
+    else:
+        built = AnyTransformer(model, precision, consume)
+    if consume:
+        return_memory()
+    return built
 
 
 def is_plain(model: Transformer) -> bool:

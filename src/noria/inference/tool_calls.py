@@ -219,12 +219,10 @@ class NativeCalls:
 
 
 @dataclass(frozen=True)
-class TaggedCalls:
-    """Hermes's form, also Qwen's: JSON between tags, as many as the model likes."""
+class _JsonCalls:
+    """What the forms of imported models share: their template shows the tools, and any tool can be called."""
 
     tokenizer: ImportedTokenizer
-    markers = (OPEN_TAG,)
-    at_start = False
 
     def refuse(self, tools: Sequence[ToolSpec]) -> str:
         return ""
@@ -234,6 +232,14 @@ class TaggedCalls:
 
     def plain(self, message: ChatMessage) -> Message:
         return _plain(message)
+
+
+@dataclass(frozen=True)
+class TaggedCalls(_JsonCalls):
+    """Hermes's form, also Qwen's: JSON between tags, as many as the model likes."""
+
+    markers = (OPEN_TAG,)
+    at_start = False
 
     def read(self, text: str, token_ids: Sequence[int], tools: Mapping[str, ToolSpec]) -> list[FunctionCall]:
         calls = []
@@ -251,21 +257,11 @@ class TaggedCalls:
 
 
 @dataclass(frozen=True)
-class BareCalls:
+class BareCalls(_JsonCalls):
     """Llama 3's form: the whole reply is one JSON object."""
 
-    tokenizer: ImportedTokenizer
     markers = ("{", PYTHON_TAG)
     at_start = True
-
-    def refuse(self, tools: Sequence[ToolSpec]) -> str:
-        return ""
-
-    def prompt(self, messages: Sequence[ChatMessage], tools: Sequence[ToolSpec]) -> list[int]:
-        return self.tokenizer.render_dicts(_dicts(messages), [tool.to_json() for tool in tools])
-
-    def plain(self, message: ChatMessage) -> Message:
-        return _plain(message)
 
     def read(self, text: str, token_ids: Sequence[int], tools: Mapping[str, ToolSpec]) -> list[FunctionCall]:
         call = _json_call(text.strip().removeprefix(PYTHON_TAG), ("parameters", "arguments"), tools)

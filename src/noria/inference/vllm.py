@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-from noria.inference.engine import Completion, Handle, Request, RequestTooLong
+from noria.inference.engine import Completion, Handle, Request, room_after
 
 Dtype = Literal["float32", "bfloat16"]
 WORKER = Path(__file__).parent / "vllm_worker.py"
@@ -122,14 +122,7 @@ class VllmEngine:
 
     def submit(self, request: Request) -> Handle:
         """Queue a request. Raises as `Engine.submit` does, and VllmFailed where the worker has ended."""
-        room = self.context - len(request.prompt_ids)
-        if room < 1 or not request.prompt_ids:
-            raise RequestTooLong(
-                f"a prompt of {len(request.prompt_ids)} tokens does not fit: it needs 1 to {self.context - 1}, "
-                f"since the context of {self.context} tokens also holds the reply"
-            )
-        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= self._vocabulary:
-            raise ValueError(f"a prompt holds a token id outside 0..{self._vocabulary - 1}")
+        room = room_after(request.prompt_ids, self.context, self._vocabulary)
         number, params = str(next(self._numbers)), request.params
         budget = min(params.max_tokens, room)
         handle = _Remote(request, budget, lambda: self._send({"id": number, "abort": True}))

@@ -65,8 +65,9 @@ class LowRank(nn.Module):
 def adapt(model: Transformer, config: LoraConfig, seed: int = 0) -> list[str]:
     """Freeze `model` and put an adapter on every target layer, in place; the names of those layers.
 
-    Experts, which are stacks and no linear layers, stay as they are. Raises AdapterError for a target that no layer
-    has, for a rank above the smaller side of a matrix, and for a model that already has adapters.
+    Experts are stacks and no linear layers: they can't be adapted, so a model that has some asks for named targets.
+    Raises AdapterError where it gets none, for a target that no layer has, for a rank above the smaller side of a
+    matrix, and for a model that already has adapters.
     """
     if has_adapters(model):
         raise AdapterError("the model already has adapters: merge them first")
@@ -75,6 +76,11 @@ def adapt(model: Transformer, config: LoraConfig, seed: int = 0) -> list[str]:
     unknown = [target for target in config.targets if target not in known]
     if unknown:
         raise AdapterError(f"no linear layer is named {', '.join(unknown)}: there are {', '.join(sorted(known))}")
+    if model.config.moe is not None and not config.targets:
+        raise AdapterError(
+            "this model has experts, which have no adapters here and would stay as they are: "
+            f"name the targets to adapt, of {', '.join(sorted(known))}"
+        )
     wanted = set(config.targets) or known - {"router"}
     chosen = {name: layer for name, layer in layers.items() if name.rsplit(".", 1)[-1] in wanted}
     for name, layer in chosen.items():

@@ -124,15 +124,8 @@ def prefer(
             return Annotated(batch)
         return Annotated(replace(batch, reference_logprob=reference_logprobs(model, batch, reference)))
 
-    loop = LoopConfig(
-        steps=len(steps),
-        learning_rate=config.learning_rate,
-        schedule="linear",
-        warmup_steps=max(1, len(steps) // 10),
-        weight_decay=0.0,
-        micro_batch_rows=config.micro_batch_rows,
-        muon=config.muon,
-        precision=config.precision,
+    loop = pairwise_loop(
+        len(steps), config.learning_rate, config.micro_batch_rows, config.muon, precision=config.precision
     )
     return train(model, annotate, loop, progress, objective)
 
@@ -141,13 +134,34 @@ def preference_steps(count: int, config: PreferenceConfig, seed: int) -> list[li
     """Which data each optimiser step takes, every epoch reshuffled. KTO's last step is never of one alone."""
     steps: list[list[int]] = []
     for epoch in range(config.epochs):
-        order = list(range(count))
-        random.Random(seed_of("preference", seed, epoch)).shuffle(order)
-        steps += [order[start : start + config.batch] for start in range(0, count, config.batch)]
+        steps += shuffled_steps(count, config.batch, seed_of("preference", seed, epoch))
         if config.loss == "kto" and len(steps[-1]) == 1 and len(steps) > 1:
             last = steps.pop()
             steps[-1] += last
     return steps
+
+
+def shuffled_steps(count: int, batch: int, seed: int) -> list[list[int]]:
+    """One epoch: the indices of `count` data in an order of the seed's, `batch` a step and the rest in the last."""
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return [order[start : start + batch] for start in range(0, count, batch)]
+
+
+def pairwise_loop(
+    steps: int, learning_rate: float, micro_batch_rows: int, muon: bool, precision: Precision = "float32"
+) -> LoopConfig:
+    """Linear decay to zero after a tenth of the steps, without weight decay."""
+    return LoopConfig(
+        steps=steps,
+        learning_rate=learning_rate,
+        schedule="linear",
+        warmup_steps=max(1, steps // 10),
+        weight_decay=0.0,
+        micro_batch_rows=micro_batch_rows,
+        muon=muon,
+        precision=precision,
+    )
 
 
 def pair_batch(pairs: Sequence[Pair], pad: int, normalise: bool = False, chosen_ce: float = 0.0) -> TokenBatch:

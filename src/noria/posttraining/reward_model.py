@@ -23,9 +23,9 @@ from noria.data.chat_tokenizer import ChatTokenizer
 from noria.model import Transformer, load_model
 from noria.model.folder import ModelFolderError, save_state
 from noria.posttraining.lora import merged_state
-from noria.posttraining.preference import Pair, lay_out_pairs
+from noria.posttraining.preference import Pair, lay_out_pairs, pairwise_loop, shuffled_steps
 from noria.posttraining.sft import Example
-from noria.training import Annotated, History, LoopConfig, Objective, PreferenceLoss, Progress, TokenBatch, train
+from noria.training import Annotated, History, Objective, PreferenceLoss, Progress, TokenBatch, train
 from noria.training.critic import attach_critic, critic_of, detach_critic, target_values
 from noria.types import GraderRef, Score, Task, Trace, seed_of
 
@@ -82,23 +82,13 @@ def train_reward_model(
     attach_critic(model, own_trunk=False)
     steps: list[list[int]] = []
     for epoch in range(config.epochs):
-        order = list(range(len(used)))
-        random.Random(seed_of("reward model", seed, epoch)).shuffle(order)
-        steps += [order[start : start + config.batch_pairs] for start in range(0, len(order), config.batch_pairs)]
+        steps += shuffled_steps(len(used), config.batch_pairs, seed_of("reward model", seed, epoch))
 
     def annotate(step: int) -> Annotated:
         return Annotated(scored_batch([(used[i].chosen, used[i].rejected) for i in steps[step]], pad))
 
-    loop = LoopConfig(
-        steps=len(steps),
-        learning_rate=config.learning_rate,
-        schedule="linear",
-        warmup_steps=max(1, len(steps) // 10),
-        weight_decay=0.0,
-        micro_batch_rows=config.micro_batch_rows,
-        muon=config.muon,
-    )
     preference = PreferenceLoss(margin=config.margin, centring=config.centring)
+    loop = pairwise_loop(len(steps), config.learning_rate, config.micro_batch_rows, config.muon)
     return train(model, annotate, loop, progress, Objective(preference=preference))
 
 

@@ -14,6 +14,7 @@ from noria.studio.output import progress
 
 if TYPE_CHECKING:
     from noria.evals.benchmarks import Item
+    from noria.inference.weights import Precision
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Asked:
     max_tokens: int
     temperature: float
     seed: int
+    precision: Precision = "float32"
 
 
 def evaluate_folder(folder: Path, asked: Asked, out: Path | None = None) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def evaluate_folder(folder: Path, asked: Asked, out: Path | None = None) -> dict
     longest = max(len(tokenizer.render(task.messages)) for task in tasks) + asked.max_tokens + 1
     context = min(model.config.context, longest)
     rows = min(64, affordable_rows(model.config, context))
-    engine = Engine(model, tokenizer.end, max_rows=rows, context=context)
+    engine = Engine(model, tokenizer.end, max_rows=rows, context=context, precision=asked.precision, consume_model=True)
     answer = single_turn(engine, tokenizer, engine.context, asked.max_tokens, asked.temperature, asked.seed)
     with progress("tasks", len(tasks)) as report:
         items = [item for item, _ in run_benchmark(tasks, answer, batch=rows, report=report)]
@@ -56,7 +58,13 @@ def evaluate_folder(folder: Path, asked: Asked, out: Path | None = None) -> dict
     for family, counts in reasons.items():
         said = ", ".join(f"{count} × {reason}" for reason, count in counts.items())
         print(f"noria: {family}: answers that could not be graded, and count neither way: {said}", file=sys.stderr)
-    return {"model": str(folder), "items": len(items), **summarise(items), "not_graded": reasons}
+    return {
+        "model": str(folder),
+        "precision": asked.precision,
+        "items": len(items),
+        **summarise(items),
+        "not_graded": reasons,
+    }
 
 
 def failed_gradings(items: Iterable[Item]) -> dict[str, dict[str, int]]:
