@@ -173,7 +173,7 @@ def test_the_weaker_sandbox_has_no_profiles_that_need_namespaces():
 
 @pytest.fixture
 def no_namespaces(monkeypatch):
-    monkeypatch.setattr(bubblewrap, "_arguments", lambda *_: ["--no-such-option"])
+    monkeypatch.setattr(bubblewrap, "mounts_and_limits", lambda *_: ["--no-such-option"])
     monkeypatch.delenv(check_module.ALLOW_WEAKER, raising=False)
     bubblewrap.probe.cache_clear()
     check_function.cache_clear()

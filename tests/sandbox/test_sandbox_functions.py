@@ -125,7 +125,7 @@ def test_a_planted_link_is_named_and_never_followed(box):
 
 
 def test_a_machine_without_user_namespaces_refuses_and_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(bubblewrap_module, "_arguments", lambda *_: ["/bin/false"])
+    monkeypatch.setattr(bubblewrap_module, "mounts_and_limits", lambda *_: ["/bin/false"])
     bubblewrap_module.probe.cache_clear()
     check.cache_clear()
     try:

@@ -1,5 +1,5 @@
-"""The commands: noria run | plan | rft | grader | env | traces | why | lineage | forget | eval | chat | serve | import |
-export | mcp serve | tools | call | recorded | report | runs | sandbox | doctor | gc.
+"""The commands: noria run | plan | rft | grader | env | traces | why | lineage | forget | eval | chat | serve |
+import | export | mcp serve | tools | call | recorded | report | runs | sandbox | doctor | gc.
 
 A command loads what it needs when it is called, so that the quick ones stay quick. An error that noria raises itself is
 a message for the user; only a defect gives a traceback.

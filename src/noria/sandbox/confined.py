@@ -27,8 +27,10 @@ def confined(
     report = check()
     if not report.available:
         raise SandboxUnavailable(report.detail)
-    bare = bubblewrap._arguments(bubblewrap.program(), Limits(), Profile())
-    arguments = [argument for argument in bare if argument != "--as-pid-1"]
+    program, profile = bubblewrap.find(), Profile()
+    assert program is not None, "check() found one"
+    bare = bubblewrap.mounts_and_limits(Limits(), profile, {path: path for path in bubblewrap.readable_paths(profile)})
+    arguments = [program, *(argument for argument in bare if argument != "--as-pid-1")]
     mounts = ["--tmpfs", "/tmp"]
     for kind, folders in (("--ro-bind", (Path(sys.prefix), *readable)), ("--bind", writable)):
         for one in folders:

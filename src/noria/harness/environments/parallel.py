@@ -34,8 +34,8 @@ def generate(count: int, seed: int, split: str) -> list[Task]:
     ref = grader().ref
 
     def draw(generator: random.Random, split: str) -> Task | None:
-        kind, lengths = generator.choice(KINDS), generator.choice(SHAPES)
-        lengths = (sum(lengths[:2]),) if kind == "single" else lengths[:2] if kind == "dependent" else lengths
+        kind, shape = generator.choice(KINDS), generator.choice(SHAPES)
+        lengths: tuple[int, ...] = {"single": (sum(shape[:2]),), "dependent": shape[:2]}.get(kind, shape)
         words = generator.sample(WORDS, sum(lengths) + DECOYS)
         chains = [words[sum(lengths[:place]) :][:length] for place, length in enumerate(lengths)]
         if not belongs(split, FAMILY, *(chain[0] for chain in chains), *map(str, lengths)):
