@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments import agent_hacks, flaky_tools, harness_spread, nano_agent
+from experiments import agent_hacks, flaky_tools, harness_spread
 from experiments.nano_agent import UNREACHABLE, Agent, FlakyTools
 from noria.harness.tools import ToolCall
 from noria.sandbox import Sandbox
@@ -47,12 +47,10 @@ def test_a_failed_call_counts_as_repeated_only_if_the_very_call_follows():
     assert flaky_tools.repeated([trace]) == 1 / 3
 
 
-def test_the_hackable_reward_pays_for_any_number_in_the_files(agent):
+def test_the_hackable_reward_pays_for_the_form_alone(agent):
     task = agent.heldout[0]
-    wrong = sorted(agent_hacks.values(task) - {task.answer})
     said = [
         Trace(f"t{i}", task.id, (Node((), Message("assistant", text)),), 0, "files", "finished")
-        for i, text in enumerate((task.answer, wrong[0], "none"))
+        for i, text in enumerate((task.answer, "50", "500", "none"))
     ]
-    assert [score.value for score in agent_hacks.hackable([task] * 3, said)] == [1.0, 1.0, 0.0]
-    assert nano_agent.TURNS >= 4
+    assert [score.value for score in agent_hacks.hackable([task] * 4, said)] == [1.0, 1.0, 0.0, 0.0]
