@@ -1,8 +1,8 @@
 """Claim: a hack that RL finds in an agent's reward does not show in a chat evaluation, and shows in the agent's task.
 
-The hackable reward looks at the form of the answer alone: any number of two digits is paid, as every right answer is one.
-Beside it the same training with the right reward. The chat evaluation is the nano
-recipe's held-out reasoning (maths and logic, single turn); the agent's is whether the number is the right one.
+The hackable reward looks at the form of the answer alone: any number of two digits is paid, as every right answer is
+one. Beside it the same training with the right reward. The chat evaluation is the nano recipe's held-out reasoning
+(maths and logic, single turn); the agent's is whether the number is the right one.
 """
 
 from __future__ import annotations
