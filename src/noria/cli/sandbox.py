@@ -19,6 +19,12 @@ sandbox = typer.Typer(
 app.add_typer(sandbox, name="sandbox")
 
 
+class ProfileName(StrEnum):
+    LEAST = "least"
+    PROGRAMS = "programs"
+    BROWSER = "browser"
+
+
 class KindName(StrEnum):
     BUBBLEWRAP = "bubblewrap"
     LANDLOCK = "landlock"
@@ -39,9 +45,12 @@ def check(json_: JsonOption = False) -> int:
     return OK if reports["bubblewrap"].available else FAILED
 
 
-@sandbox.command(epilog="Examples: noria sandbox abuse    noria sandbox abuse --kind landlock --json")
+@sandbox.command(epilog="Examples: noria sandbox abuse --profile browser    noria sandbox abuse --kind landlock --json")
 def abuse(
     kind: Annotated[KindName, typer.Option("--kind", help="Which sandbox to try.")] = KindName.BUBBLEWRAP,
+    profile: Annotated[
+        ProfileName, typer.Option("--profile", help="What it shows and allows: see docs/sandbox.md.")
+    ] = ProfileName.LEAST,
     only: Annotated[
         str, typer.Option("--class", metavar="NAME", help="Only the classes whose name contains this, e.g. network.")
     ] = "",
@@ -51,6 +60,7 @@ def abuse(
 
     Takes a minute or two: each limit of time is waited for.
     """
+    from noria.sandbox import BROWSER, PROGRAMS, Profile
     from noria.sandbox.abuse import CLASSES, Range
 
     chosen = {name: attempts for name, attempts in CLASSES.items() if only in name}
@@ -60,8 +70,9 @@ def abuse(
         (name, attempt, mode) for name, attempts in chosen.items() for attempt in attempts for mode in attempt.modes
     ]
     found: list[tuple[str, Result]] = []
-    with Range(kind.value) as place, progress("attempts", len(trials)) as report:
-        label = place.box.label
+    profiles = {each.name: each for each in (Profile(), PROGRAMS, BROWSER)}
+    with Range(kind.value, profiles[profile.value]) as place, progress("attempts", len(trials)) as report:
+        label = f"{place.box.label}, profile {profile.value}"
         for name, attempt, mode in trials:
             found.append((name, place.make(attempt, mode)))
             report(len(found), len(trials))
@@ -73,7 +84,7 @@ def abuse(
     return FAILED if bad else OK
 
 
-VERDICTS = ("held", "escaped", "unproven", "weaker")
+VERDICTS = ("held", "escaped", "unproven", "allowed")
 
 
 def _counts(found: list[tuple[str, Result]]) -> dict[str, dict[str, int]]:
@@ -96,7 +107,7 @@ def _show(label: str, found: list[tuple[str, Result]]) -> None:
     from rich.table import Table
 
     table = Table(title=f"attempts on {label}", caption="an attempt as a function and one as a program count as two")
-    headings = {"held": "denied", "escaped": "succeeded", "unproven": "proves nothing", "weaker": "not promised"}
+    headings = {"held": "denied", "escaped": "succeeded", "unproven": "proves nothing", "allowed": "not promised"}
     table.add_column("class")
     for verdict in VERDICTS:
         table.add_column(headings[verdict], justify="right")
