@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from enum import StrEnum
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,12 +14,15 @@ from noria.cli.app import FAILED, OK, JsonOption, app
 from noria.studio.output import console, print_json, progress
 
 if TYPE_CHECKING:
-    from noria.sandbox.abuse import Result
+    from noria.sandbox.abuse import Attempt, Mode, Range, Result
 
 sandbox = typer.Typer(
     help="The sandbox that runs a model's code: what holds here, and its abuse suite.", no_args_is_help=True
 )
 app.add_typer(sandbox, name="sandbox")
+
+
+PLACES = 2  # attempts at a time; most of the time is waiting for limits of time
 
 
 class ProfileName(StrEnum):
@@ -69,13 +75,26 @@ def abuse(
     trials = [
         (name, attempt, mode) for name, attempts in chosen.items() for attempt in attempts for mode in attempt.modes
     ]
-    found: list[tuple[str, Result]] = []
     profiles = {each.name: each for each in (Profile(), PROGRAMS, BROWSER)}
-    with Range(kind.value, profiles[profile.value]) as place, progress("attempts", len(trials)) as report:
-        label = f"{place.box.label}, profile {profile.value}"
-        for name, attempt, mode in trials:
-            found.append((name, place.make(attempt, mode)))
+    found: list[tuple[str, Result]] = []
+    with ExitStack() as stack:
+        places = [stack.enter_context(Range(kind.value, profiles[profile.value])) for _ in range(PLACES)]
+        free: SimpleQueue[Range] = SimpleQueue()
+        for place in places:
+            free.put(place)
+
+        def make(trial: tuple[str, Attempt, Mode]) -> tuple[str, Result]:
+            place = free.get()
+            try:
+                return trial[0], place.make(trial[1], trial[2])
+            finally:
+                free.put(place)
+
+        report = stack.enter_context(progress("attempts", len(trials)))
+        for result in stack.enter_context(ThreadPoolExecutor(PLACES)).map(make, trials):
+            found.append(result)
             report(len(found), len(trials))
+        label = f"{places[0].box.label}, profile {profile.value}"
     bad = any(result.verdict in ("escaped", "unproven") for _, result in found)
     if json_:
         print_json({"sandbox": label, "classes": _counts(found), "results": [_row(*each) for each in found]})
