@@ -1,9 +1,10 @@
 """Runs INSIDE the sandbox: forks a warm child for each job, waits, and lets another child report what was left.
 
-Only the standard library; sent to the sandboxed interpreter as source text. Jobs come in on stdin (9 bytes of header,
-then JSON) and reports go out on stdout, one JSON object a line. This process runs no candidate's code and reads no job:
-the child that is forked for a job reads it, and a third process reports. So its memory, which every child inherits,
-holds nothing of earlier candidates, and it can't be harmed by what they leave behind.
+Only the standard library; sent to the sandboxed interpreter as source text. Its stdin is a Unix socket: jobs come in (9
+bytes of header, then JSON), and reports go out, one JSON object a line, with two files of memory: the result and the
+output. This process runs no candidate's code, and reads no job and nothing that one left: the child that is forked for
+a job reads it, and another reads the workspace. So its memory, which every child inherits, holds nothing of earlier
+candidates, and it can't be harmed by what they leave behind.
 
 In bubblewrap it is process 1 of its own PID namespace: signals from candidates can't end it, and after each job it
 kills whatever is still alive. Without namespaces (`landlock` in the setup) it adopts orphans and kills its descendants.
@@ -13,6 +14,7 @@ return values. It is told the arguments of its calls and never what is expected 
 """
 
 import base64
+import contextlib
 import ctypes
 import gc
 import json
@@ -20,6 +22,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import stat
 import struct
 import sys
@@ -45,7 +48,8 @@ class Ended(Exception):
 
 def main():
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    requests, replies = os.dup(0), os.dup(1)
+    requests = os.dup(0)
+    replies = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(0))
     setup = json.loads(read_line(requests))
     if not setup["landlock"] and os.getpid() != 1:
         sys.exit("the sandbox server must be process 1 of its own PID namespace")
@@ -79,6 +83,7 @@ def f(numbers):
 
 def warm_up():
     """Compiles, calls and serialises once: what the first use initialises is then shared by every child (4 ms each)."""
+    os.get_exec_path({"PATH": "/"})  # imports what `execvpe` does
     json.dumps(call_function({"source": WARM_SOURCE, "entry": "f", "calls": [[[1, 2, 3]]]}))
 
 
@@ -90,17 +95,24 @@ def serve(setup, requests, replies, length, collect):
     wall_expired = not wait_for(pid, requests, setup["limits"]["wall_seconds"])
     if wall_expired:
         os.kill(pid, signal.SIGKILL)
+    if os.getpid() != 1:
+        end_group(pid)  # before it is reaped: until then its number is nobody else's
     _, status, usage = os.wait4(pid, 0)
-    end_all_others(pid)
+    end_all_others()
     code = os.waitstatus_to_exitcode(status)
     if code == UNREAD and os.lseek(result_fd, 0, os.SEEK_END) == 0:
         sys.exit("a job could not be read")
     seen = {"exit": code, "wall_expired": wall_expired, "cpu_expired": cpu_limit_ended(code, usage, setup["limits"])}
-    reporter = os.fork()
-    if reporter == 0:
-        report_and_leave(setup, replies, seen, result_fd, output_fd, collect)
-    if os.waitpid(reporter, 0)[1] != 0:
-        sys.exit("the report on a job could not be made")
+    if collect and holds_anything(setup["folders"][0]):
+        reporter = os.fork()
+        if reporter == 0:
+            seen.update(read_workspace(setup["folders"][0], setup["limits"]["workspace_bytes"] // 2))
+            reply(replies, seen, result_fd, output_fd)
+            os._exit(0)
+        if os.waitpid(reporter, 0)[1] != 0:
+            sys.exit("the report on a job could not be made")
+    else:
+        reply(replies, seen, result_fd, output_fd)
     os.close(result_fd)
     os.close(output_fd)
     for folder in setup["folders"]:
@@ -161,7 +173,7 @@ def describe(error):
 def confine(setup, job, result_fd, output_fd):
     """From here on only what a candidate may."""
     limits, is_function = setup["limits"], job["argv"] is None
-    os.setsid()
+    os.setpgid(0, 0)  # a session of its own would cost a group of the scheduler; the sandbox is one already
     kept_result = os.dup(result_fd)
     os.dup2(output_fd, 1)
     os.dup2(output_fd, 2)
@@ -248,23 +260,18 @@ def wait_for(pid, requests, seconds):
         os.close(pidfd)
 
 
-def end_all_others(group=None):
-    """Kill and reap everything else in this PID namespace, or without one the group of a job and every descendant."""
-    if os.getpid() != 1 and group is not None:
-        try:
-            os.killpg(group, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it left none
+def end_all_others():
+    """Kill and reap everything else in this PID namespace, or without one every descendant."""
     while True:
         try:
             if os.getpid() == 1:
-                os.kill(-1, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # nobody is left to kill, but perhaps to reap
+                    os.kill(-1, signal.SIGKILL)
             else:
+                while os.waitpid(-1, os.WNOHANG)[0] != 0:
+                    pass  # those that have ended already
                 for pid in children():
                     end_group(pid)
-        except ProcessLookupError:
-            pass  # nobody is left
-        try:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
@@ -272,12 +279,10 @@ def end_all_others(group=None):
 
 def end_group(pid):
     """A process and its group at once, or a bomb would fork faster than one after the other can be killed."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         if os.getpgid(pid) != os.getpgid(0):
             os.killpg(os.getpgid(pid), signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
 
 
 def children():
@@ -295,20 +300,10 @@ def children():
     return found
 
 
-def report_and_leave(setup, replies, seen, result_fd, output_fd, collect):
-    limits = setup["limits"]
-    seen["result"] = base64.b64encode(os.pread(result_fd, limits["file_bytes"] + 1, 0)).decode()
-    seen["output"] = base64.b64encode(os.pread(output_fd, limits["output_bytes"], 0)).decode()
-    if collect:
-        seen.update(read_workspace(setup["folders"][0], limits["workspace_bytes"] // 2))
-    reply(replies, seen)
-    os._exit(0)
-
-
-def reply(fd, report):
+def reply(channel, report, *fds):
     line = memoryview(json.dumps(report).encode() + b"\n")
-    while line:
-        line = line[os.write(fd, line) :]
+    sent = socket.send_fds(channel, [line], fds) if fds else 0
+    channel.sendall(line[sent:])
 
 
 def read_exactly(fd, length):
@@ -335,6 +330,12 @@ def write_file(path, content):
         stream.write(content)
     if content.startswith((b"#!", b"\x7fELF")):  # files travel as bytes alone; what is a program stays one
         os.chmod(path, 0o755)
+
+
+def holds_anything(root):
+    open_up(root)
+    with os.scandir(root) as entries:
+        return any(True for _ in entries)
 
 
 def read_workspace(root, most_bytes):
