@@ -17,7 +17,6 @@ from noria.sandbox.cgroups import Group
 from noria.sandbox.check import choose
 from noria.sandbox.limits import Limits, Profile
 
-
 SEND_SECONDS = 60.0  # a program that takes nothing for so long is given up
 
 
