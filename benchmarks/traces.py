@@ -4,7 +4,9 @@ Real rollouts of the lookup environment (short, groups of eight, as RL makes the
 turns, each repeated under other ids with other log-probabilities up to the wanted count. Size, writing, reading all,
 and a page of a filtered list: ours from an open index, theirs by reading every line.
 
-    python -m benchmarks.traces [--traces 10000] [--quick] [--json]
+With --large, 100,000 traces: a page of each filter and one trace against bounds, in a process of their own.
+
+    python -m benchmarks.traces [--traces 10000 | --large] [--quick] [--json]
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,20 +29,33 @@ from benchmarks.report import Row, paired_row, show
 from noria.data.tokenizer import train_tokenizer
 from noria.harness import FILE_TOOLS, Arena, ScriptedSampler, load_program
 from noria.harness.environments import lookup
-from noria.harness.environments.lookup_grader import lookup_grader
 from noria.harness.traces import Entry, Library, Query, Recorded, TraceWriter, load, save
 from noria.types import GraderRef, Message, ModelCall, Node, Score, Task, ToolUse, Trace, digest
 
 PEER = "JSON Lines (json of Python)"
 GROUP, STEP = 8, 128
+LARGE = 100_000
+PAGE_BOUND, OPEN_BOUND, MEMORY_BOUND = 0.1, 1.0, 50.0  # seconds, seconds, MB beyond what the imports take
+QUERIES = {
+    "first page": Query(),
+    "last page": Query(descending=True),
+    "failed ones by tokens": Query(score_max=0.0, order="tokens", descending=True),
+    "text": Query(text="error no such"),
+    "a word of every trace": Query(text="find"),
+    "one tool, one step": Query(tool="read", step_min=5, step_max=5),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--traces", type=int, default=10_000, help="short traces; a hundredth as many long ones")
     parser.add_argument("--quick", action="store_true", help="1,000 traces and one repetition")
+    parser.add_argument("--large", action="store_true", help="100,000 traces against bounds, ours alone")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.large:
+        show("traces", _large(1000 if options.quick else LARGE), as_json=options.json, quick=options.quick)
+        return
     count = 1000 if options.quick else options.traces
     repetitions = 1 if options.quick else 5
     rows: list[Row] = []
@@ -94,17 +112,50 @@ def _lists(templates: list[Entry], count: int, folder: Path, repetitions: int) -
         ),
         Row(f"index of {count:,} traces: made once, against reading all", "blocks", made, read, "s"),
     ]
-    queries = {
-        "open, first page": Query(),
-        "failed ones by tokens": Query(score_max=0.0, order="tokens", descending=True),
-        "text": Query(text="error no such"),
-        "one tool, one step": Query(tool="read", step_min=5, step_max=5),
-    }
-    for name, query in queries.items():
+    for name, query in QUERIES.items():
         ours = [_seconds(lambda query=query: _page(folder / "blocks", index, query)) for _ in range(repetitions)]
         theirs = [_seconds(lambda: _scan(lines)) for _ in range(repetitions)]
-        rows.append(paired_row(f"{count:,} traces: {name}", PEER, ours, theirs, "s", lower_is_better=True))
+        rows.append(paired_row(f"{count:,} traces: open, {name}", PEER, ours, theirs, "s", lower_is_better=True))
     return rows
+
+
+def _large(count: int) -> list[Row]:
+    with tempfile.TemporaryDirectory() as name:
+        folder, index = Path(name) / "run", Path(name) / "i.sqlite"
+        entries = _many(_short(), count)
+        with TraceWriter(folder) as writer:
+            while chunk := [entry for _, entry in zip(range(STEP), entries, strict=False)]:
+                writer.append(chunk)
+        Library(folder, index).close()
+        program = "import sys; from benchmarks.traces import look; look(*sys.argv[1:])"
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(folder), str(index)], check=True, capture_output=True, text=True
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+        sizes = [path.stat().st_size / 1e6 for path in (folder / "traces.blocks", index)]
+    bounds = {"open": (OPEN_BOUND, "s"), "memory": (MEMORY_BOUND, "MB")}
+    rows = []
+    for case, ours in found.items():
+        bound, unit = bounds.get(case, (PAGE_BOUND, "s"))
+        rows.append(Row(f"{count:,} traces: {case}", "bound", ours, bound, unit, bound / ours))
+    return [*rows, Row(f"{count:,} traces: index against the blocks", "blocks", sizes[1], sizes[0], "MB")]
+
+
+def look(folder: str, index: str) -> None:
+    """Open, ask everything, read a trace; print seconds, the least of three, and the memory that it took in MB."""
+    found: dict[str, float] = {}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    with Library(Path(folder), Path(index)) as library:
+        found["open"] = time.perf_counter() - started
+        for name, query in QUERIES.items():
+            found[name] = _least(lambda query=query: (library.count(query), library.rows(query)))
+        total = library.count()
+        found["filters' values and counts"] = _seconds(library.facets)
+        found["page in the middle, by score"] = _least(lambda: library.rows(Query(order="score"), 50, total // 2))
+        found["read one trace"] = _seconds(lambda: library.entry(total // 2))
+    found["memory"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(json.dumps(found))
 
 
 def _page(folder: Path, index: Path, query: Query) -> None:
@@ -147,8 +198,8 @@ def _logprobs(draw: np.random.Generator, count: int) -> tuple[float, ...]:
 def _short() -> list[Entry]:
     words = " ".join((*lookup.WORDS, *lookup.HELDOUT_WORDS))
     tokenizer = train_tokenizer([f"find see value read list error invalid no such file tool {words}"] * 10, 500)
-    grader = lookup_grader()
-    tasks = [task for task in lookup.generate(32, 1, "train", grader.ref) for _ in range(GROUP)]
+    grader = lookup.lookup_grader()
+    tasks = [task for task in lookup.ENVIRONMENT.generate(32, 1, "train") for _ in range(GROUP)]
     with Arena(load_program("files"), tokenizer, grader, FILE_TOOLS, 5, 12) as arena:
         traces = arena.roll(tasks, range(len(tasks)), ScriptedSampler(tokenizer, lookup.hasty(0.6)), 256)
     scores = grader.grade(tasks, traces)
@@ -175,6 +226,10 @@ def _long() -> list[Entry]:
         trace = Trace("", task.id, tuple(nodes), 0, "long@1", "finished", {"turns": 20})
         made.append(Entry(trace, task, Score("graded", task.grader, 1.0)))
     return made
+
+
+def _least(action: Callable[[], object]) -> float:
+    return min(_seconds(action) for _ in range(3))
 
 
 def _seconds(action: Callable[[], object]) -> float:

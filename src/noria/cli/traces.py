@@ -116,7 +116,7 @@ def show(
     from noria.studio.traces.plain import print_trace
 
     with _opened(place, store) as (found, library):
-        entry = library.entry(library.find(trace))
+        entry = library.entry(_found(library, trace))
         if json_:
             print(json.dumps({**asdict(entry)}))
             return OK
@@ -337,21 +337,35 @@ def view(
 
 @contextmanager
 def _opened(reference: str, root: Path | None) -> Iterator[tuple[Place, Library]]:
-    from noria.harness.traces import Library
+    from noria.artifacts import Unknown
+    from noria.harness.traces import Library, TraceFileError
     from noria.studio.traces.place import find_place
 
-    place = find_place(reference, open_store(root))
-    with progress("bytes indexed", 1) as report:
-        library = Library(place.folder, report=report)
+    try:
+        place = find_place(reference, open_store(root))
+        with progress("bytes indexed", 1) as report:
+            library = Library(place.folder, report=report)
+    except TraceFileError as error:
+        raise Unknown(str(error)) from error
     with library:
         yield place, library
+
+
+def _found(library: Library, trace: str) -> int:
+    from noria.artifacts import Unknown
+    from noria.harness.traces import TraceFileError
+
+    try:
+        return library.find(trace)
+    except TraceFileError as error:
+        raise Unknown(str(error)) from error
 
 
 def _chosen(library: Library, trace: str, family: str, outcome: str, limit: int) -> list[int]:
     from noria.harness.traces import Query
 
     if trace:
-        return [library.find(trace)]
+        return [_found(library, trace)]
     return library.numbers(Query(family=family, outcome=outcome), limit)
 
 

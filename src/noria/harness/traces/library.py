@@ -15,6 +15,7 @@ from noria.harness.traces.sources import find_sources
 from noria.types import digest
 
 INDEX = "index.sqlite"
+MOST = 1 << 62  # SQLite counts no further
 
 
 class Library:
@@ -31,6 +32,7 @@ class Library:
         self.folder = folder
         self._sources = {source.name: source for source in find_sources(folder)}
         self._lock = threading.Lock()
+        self._facets: dict[str, dict[str, int]] | None = None
         beside = folder / INDEX
         self._index = Index(index or (beside if _is_usable(beside, self) else cached_index(folder)))
         self.refresh(report)
@@ -42,6 +44,7 @@ class Library:
             sources = list(self._sources.values())
             if not self._index.is_current(sources):
                 self._index.catch_up(sources, report)
+                self._facets = None
 
     def close(self) -> None:
         self._index.close()
@@ -74,7 +77,7 @@ class Library:
     def entry(self, number: int) -> Entry:
         """Raises TraceFileError where there is none of that number, or it can't be read any more."""
         with self._lock:
-            position = self._index.position(number)
+            position = self._index.position(number) if number < MOST else None
         if position is None:
             raise TraceFileError(f"{self.folder} has no trace number {number}")
         name, place = position
@@ -82,7 +85,7 @@ class Library:
 
     def row(self, number: int) -> dict[str, Any]:
         with self._lock:
-            row = self._index.row(number)
+            row = self._index.row(number) if number < MOST else None
         if row is None:
             raise TraceFileError(f"{self.folder} has no trace number {number}")
         return row
@@ -101,8 +104,11 @@ class Library:
         return found[0]
 
     def facets(self) -> dict[str, dict[str, int]]:
+        """See Index.facets; counted once for what the index holds."""
         with self._lock:
-            return self._index.facets()
+            if self._facets is None:
+                self._facets = self._index.facets()
+            return self._facets
 
     def damages(self) -> list[Damage]:
         with self._lock:
