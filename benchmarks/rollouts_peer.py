@@ -51,7 +51,7 @@ def listing(files: dict) -> str:
 async def run(env: Files, order: dict[str, Any], task: dict[str, Any], client: ClientConfig) -> dict[str, Any]:
     """Seconds and turns of the rollouts ordered."""
     inputs = [
-        {"prompt": [{"role": "user", "content": task["prompt"]}], "example_id": number, "task": "files", "answer": ""}
+        {"prompt": [{"role": "user", "content": task["prompt"]}], "example_id": number, "answer": ""}
         for number in range(order["rollouts"])
     ]
     started = time.perf_counter()

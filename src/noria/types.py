@@ -222,15 +222,17 @@ class Trace:
         return cls(**raw)
 
 
+def call_from(raw: Mapping[str, Any]) -> ModelCall:
+    """A ModelCall from what JSON made of one."""
+    parts = {**raw, **{name: tuple(raw[name]) for name in ("prompt_ids", "token_ids", "logprobs")}}
+    if (endpoint := raw.get("endpoint")) is not None:
+        pairs = tuple((tool, arguments) for tool, arguments in endpoint["calls"])
+        parts["endpoint"] = EndpointReply(**{**endpoint, "calls": pairs})
+    return ModelCall(**parts)
+
+
 def _node(raw: dict[str, Any]) -> Node:
-    call = raw["call"]
-    if call is not None:
-        call["prompt_ids"], call["token_ids"] = tuple(call["prompt_ids"]), tuple(call["token_ids"])
-        endpoint = call.get("endpoint")
-        if endpoint is not None:
-            pairs = tuple((tool, arguments) for tool, arguments in endpoint["calls"])
-            call["endpoint"] = EndpointReply(**{**endpoint, "calls": pairs})
-        call = ModelCall(**{**call, "logprobs": tuple(call["logprobs"])})
+    call = None if raw["call"] is None else call_from(raw["call"])
     use = ToolUse(**raw["use"]) if raw.get("use") else None
     return Node(tuple(raw["parents"]), Message(**raw["message"]), call, raw["view_hash"], use, raw.get("agent", ""))
 

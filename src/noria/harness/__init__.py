@@ -15,7 +15,7 @@ from noria.harness.rollout import Budget, Sampling, rollout, rollouts
 from noria.harness.scripted import ScriptedSampler
 from noria.harness.subagents import SubAgents, critical_steps
 from noria.harness.tools import FILE_TOOLS, Toolbox
-from noria.harness.traces import Recorded, ReplayMismatch, TraceFileError, load, regrade, replay, save
+from noria.harness.traces import Recorded, ReplayMismatch, TraceFileError, TraceWriter, load, regrade, replay, save
 
 __all__ = [
     "FILE_TOOLS",
@@ -38,6 +38,7 @@ __all__ = [
     "TokenPolicy",
     "Toolbox",
     "TraceFileError",
+    "TraceWriter",
     "bootstrapped",
     "critical_steps",
     "load",
