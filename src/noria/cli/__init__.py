@@ -1,5 +1,5 @@
 """The commands: noria run | plan | rft | grader | env | why | lineage | forget | eval | chat | serve | import |
-export | mcp serve | tools | call | recorded | report | runs | doctor | gc.
+export | import-tasks | mcp serve | tools | call | recorded | report | runs | doctor | gc.
 
 A command loads what it needs when it is called, so that the quick ones stay quick. An error that noria raises itself is
 a message for the user; only a defect gives a traceback.
@@ -15,9 +15,22 @@ import typer
 from noria.cli.app import BAD_USE, FAILED, INTERRUPTED, OK, app
 
 # Each of these adds its commands to `app`, in the order of --help.
-from noria.cli import chain, rft, env, records, models, mcp, recorded, upkeep  # isort: skip
+from noria.cli import chain, rft, env, records, models, import_tasks, mcp, recorded, upkeep  # isort: skip
 
-__all__ = ["app", "chain", "env", "main", "mcp", "models", "recorded", "records", "rft", "status_of", "upkeep"]
+__all__ = [
+    "app",
+    "chain",
+    "env",
+    "import_tasks",
+    "main",
+    "mcp",
+    "models",
+    "recorded",
+    "records",
+    "rft",
+    "status_of",
+    "upkeep",
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
