@@ -93,20 +93,44 @@ class Task:
 
 
 @dataclass(frozen=True)
+class EndpointReply:
+    """What a chat endpoint said of a reply whose token ids it keeps to itself: tokens as it counted them, and the
+    reply's calls, each (tool, arguments as JSON text)."""
+
+    model: str
+    prompt_tokens: int
+    sampled_tokens: int
+    calls: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelCall:
-    """One call of the policy: exactly the tokens it saw, what it sampled, and their log-probabilities as sampled."""
+    """One call of the policy: exactly the tokens it saw, what it sampled, and their log-probabilities as sampled.
+
+    Where `endpoint` is set the ids are unknown, and the three are empty: such a reply can't be trained on exactly.
+    """
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     policy_version: int = 0
     finish: str = "stop"
+    endpoint: EndpointReply | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.endpoint.prompt_tokens if self.endpoint else len(self.prompt_ids)
+
+    @property
+    def sampled_tokens(self) -> int:
+        return self.endpoint.sampled_tokens if self.endpoint else len(self.token_ids)
 
 
 @dataclass(frozen=True)
 class ToolUse:
     """What a tool's result came from and what the call changed: enough to replay it without running it.
 
+    `tool` is empty where none was reached: an unknown one, a call that can't be read, one too many in a reply.
     `deterministic` is False where running it again may give another result. `files`: path -> text, None if deleted.
     `notes`: the keys that the call changed of what tools remember within a trace, JSON values, None if dropped.
     """
@@ -135,7 +159,7 @@ class Node:
 class Trace:
     """What happened when a policy met a task: a graph of message nodes in the order they were made.
 
-    `outcome`: finished, truncated, tool_limit, context_limit, harness_error, sandbox_error, aborted.
+    `outcome`: finished, truncated, tool_limit, context_limit, harness_error, sandbox_error, model_error, aborted.
     `facts` are deterministic counts of the rollout (tool calls, invalid calls, CPU backstop fired).
     """
 
@@ -150,14 +174,26 @@ class Trace:
 
     @property
     def workspace(self) -> dict[str, str | None]:
-        """The files that tools changed, as they were at the end: path -> text, None if deleted."""
-        return {path: text for node in self.nodes if node.use for path, text in node.use.files.items()}
+        """The files that the main agent's tools changed, as they were at the end: path -> text, None if deleted.
+
+        What a sub-agent changed is there once its assignment's result is.
+        """
+        uses = [node.use for node in self.nodes if node.use and not node.agent]
+        return {path: text for use in uses for path, text in use.files.items()}
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What tools remembered at the end."""
-        changed = {key: value for node in self.nodes if node.use for key, value in node.use.notes.items()}
+        """What the main agent's tools remembered at the end."""
+        uses = [node.use for node in self.nodes if node.use and not node.agent]
+        changed = {key: value for use in uses for key, value in use.notes.items()}
         return {key: value for key, value in changed.items() if value is not None}
+
+    @property
+    def calls(self) -> list[ModelCall]:
+        """The model calls agent by agent, the main one's first; each agent's in order."""
+        found = [(node.agent, node.call) for node in self.nodes if node.call]
+        agents = list(dict.fromkeys(["", *(agent for agent, _ in found)]))
+        return [call for agent in agents for by, call in found if by == agent]
 
     @property
     def reply(self) -> str:
@@ -173,7 +209,11 @@ class Trace:
         return split_thinking(self.reply)[1]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        line = json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        if line.isascii() or not _has_surrogates(line):
+            return line
+        # A file that is no text is kept as lone surrogates, which no file can hold unless they are escaped.
+        return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str) -> Trace:
@@ -182,13 +222,23 @@ class Trace:
         return cls(**raw)
 
 
+def call_from(raw: Mapping[str, Any]) -> ModelCall:
+    """A ModelCall from what JSON made of one."""
+    parts = {**raw, **{name: tuple(raw[name]) for name in ("prompt_ids", "token_ids", "logprobs")}}
+    if (endpoint := raw.get("endpoint")) is not None:
+        pairs = tuple((tool, arguments) for tool, arguments in endpoint["calls"])
+        parts["endpoint"] = EndpointReply(**{**endpoint, "calls": pairs})
+    return ModelCall(**parts)
+
+
 def _node(raw: dict[str, Any]) -> Node:
-    call = raw["call"]
-    if call is not None:
-        call["prompt_ids"], call["token_ids"] = tuple(call["prompt_ids"]), tuple(call["token_ids"])
-        call = ModelCall(**{**call, "logprobs": tuple(call["logprobs"])})
+    call = None if raw["call"] is None else call_from(raw["call"])
     use = ToolUse(**raw["use"]) if raw.get("use") else None
     return Node(tuple(raw["parents"]), Message(**raw["message"]), call, raw["view_hash"], use, raw.get("agent", ""))
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +20,8 @@ from noria.harness.environments.environment import (
 from noria.harness.examine import examine
 from noria.types import Message
 
-IN_SANDBOX = ("coding",)
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in IN_SANDBOX else name for name in environment_names()]
+SLOW = ("coding", "repair", "search", "webform")
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in environment_names()]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,3 +136,15 @@ def test_bad_use_exits_with_two(capsys):
     for arguments in (["check"], ["check", "nothing"], ["show", "lookup", "--split", "test"]):
         status, told = command(capsys, *arguments)
         assert status == 2 and told.err
+
+
+def test_the_example_of_the_documentation_passes_its_gates(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
+    (tmp_path / "total.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    found = examine(load_environment(tmp_path / "total.py"), tasks=10, repeats=4)
+    assert [f"{gate.name}: {gate.evidence}" for gate in found.gates if not gate.passed] == []
+
+
+def test_the_documentation_names_every_family():
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in page for name in environment_names())

@@ -8,7 +8,7 @@ import torch
 from noria.harness import Budget, Sampling, ScriptedSampler, load_program, program_from_source, rollout
 from noria.harness.rollout import parse_actions
 from noria.harness.scripted import messages_of
-from noria.harness.tools import SandboxFailed
+from noria.harness.tools import READ, SandboxFailed
 from noria.inference import Engine
 from noria.model import ModelConfig, Transformer
 from noria.posttraining import annotate
@@ -203,6 +203,8 @@ def test_a_program_never_sees_the_answer(tokenizer, tools):
 
 def test_a_sandbox_that_fails_is_no_answer(tokenizer):
     class Broken:
+        described = {READ.name: READ}
+
         def bind(self, tool, argument):
             return {"name": argument}
 

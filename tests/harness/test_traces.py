@@ -69,7 +69,11 @@ def test_a_sandbox_failure_replays_as_one(recorded, tokenizer):
     cut = next(i for i, node in enumerate(trace.nodes) if node.message.role == "tool")
     facts = {"turns": 1, "sampled_tokens": len(trace.nodes[1].call.token_ids), "tool_calls": 1}
     failed = replace(
-        trace, nodes=trace.nodes[:cut], outcome="sandbox_error", facts={**dict.fromkeys(trace.facts, 0), **facts}
+        trace,
+        nodes=trace.nodes[:cut],
+        outcome="sandbox_error",
+        sandbox="",
+        facts={**dict.fromkeys(trace.facts, 0), **facts},
     )
     assert replay(recorded.tasks[index], failed, tokenizer, load_program("files"), BUDGET) == failed
 

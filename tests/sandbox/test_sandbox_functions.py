@@ -109,6 +109,16 @@ def test_folders_in_folders_are_emptied_after_a_job(box):
     assert box.run_command(["ls"]).output == ""
 
 
+def test_the_order_of_a_set_of_words_is_the_same_in_every_interpreter():
+    words = "list({'apple', 'pear', 'fig', 'nut', 'plum', 'kiwi'})"
+    told = set()
+    for _ in range(3):
+        with Sandbox(workers=1) as single:
+            told.add(str(outcome(single, f"def f(x): return {words}").values[0]))
+            told.add(single.run_command(["python3", "-c", f"print({words})"]).output.strip())
+    assert len(told) == 1
+
+
 def test_a_planted_link_is_named_and_never_followed(box):
     result = box.run_command(["ln", "-s", "/etc/passwd", "link"])
     assert result.status == "ok" and "link" not in result.files and "link" in result.skipped

@@ -14,6 +14,7 @@ from noria.data.tokenizer import train_tokenizer
 from noria.evals.tasks import demonstrate, generate
 from noria.harness import load
 from noria.harness.environments import lookup
+from noria.harness.traces import Library
 from noria.model import ModelConfig, Transformer, load_model, save_model
 from noria.posttraining.task_set import write_demonstrations
 from noria.stages import s7_agent_harness as s7
@@ -104,6 +105,19 @@ def test_training_changes_the_weights_and_keeps_a_history(base, first):
 
 
 @pytest.mark.slow
+def test_every_rollout_of_rl_is_kept_with_its_step_and_reward(first):
+    folder = first["rl"].parent / "observed" / "traces"
+    with Library(folder) as library:  # by the index that lies beside them
+        rows = library.rows(limit=100)
+    assert [row["step"] for row in rows] == [0] * 6 + [1] * 6
+    assert all(row["status"] == "graded" and "outcome" in row["components"] for row in rows)
+    assert sorted(path.name for path in folder.iterdir()) == ["index.sqlite", "traces.blocks"]
+    rewards = [step["reward"] for step in json.loads((first["rl"] / "history.json").read_text())]
+    kept = [[row["score"] for row in rows if row["step"] == step] for step in (0, 1)]
+    assert rewards == pytest.approx([sum(scores) / 6 for scores in kept])
+
+
+@pytest.mark.slow
 def test_results_have_an_interval_for_each_model_and_split_and_a_difference(first):
     results = json.loads((first["evaluation"] / "results.json").read_text())
     for name in ("cold_start", "rl"):
@@ -126,5 +140,5 @@ def test_what_a_rollout_depends_on_is_identity():
 
 
 def test_a_program_that_is_not_there_is_refused():
-    with pytest.raises(ValidationError, match="one of files, plain"):
+    with pytest.raises(ValidationError, match="one of .*files, memory"):
         s7.Config(program="nothing")

@@ -48,7 +48,10 @@ def check(
         list[str] | None, typer.Argument(metavar="NAME|FILE...", help="Names of environments, or .py files.")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every environment that comes with noria.")] = False,
-    tasks: Annotated[int, typer.Option(min=5, help="Held-out tasks; the generator is asked for as many a split.")] = 40,
+    tasks: Annotated[
+        int | None,
+        typer.Option(min=5, help="Held-out tasks; if not given, as many as the environment says (mostly 40)."),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Runs a task of the policy that slips.")] = 8,
     seed: SeedOption = 0,
     json_: JsonOption = False,
@@ -69,12 +72,20 @@ def check(
     total, before = sum(map(runs_of, loaded)), 0
     with progress("runs", total) as report:
         for environment in loaded:
-            found.append(examine(environment, tasks, repeats, seed, partial(_report_from, report, before, total)))
+            found.append(
+                examine(
+                    environment,
+                    tasks or environment.tasks_to_check,
+                    repeats,
+                    seed,
+                    partial(_report_from, report, before, total),
+                )
+            )
             before += runs_of(environment)
     if json_:
         print_json([{**vars(one), "passed": one.passed} for one in found])
     else:
-        _show_table(found, tasks, seed)
+        _show_table(found, seed)
     return OK if all(one.passed for one in found) else FAILED
 
 
@@ -134,19 +145,21 @@ def _described(environment: Environment) -> dict[str, Any]:
     }
 
 
-def _show_table(found: list[Examination], tasks: int, seed: int) -> None:
+def _show_table(found: list[Examination], seed: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("environment", *COLUMNS, "passes", box=None, padding=(0, 2, 0, 0))
+    table = Table("environment", "tasks", *COLUMNS, "passes", box=None, padding=(0, 2, 0, 0))
     for one in found:
         gates = {gate.name: gate for gate in one.gates}
         cells = [Text(gates[name].figure, "" if gates[name].passed else "bold red") for name in COLUMNS]
-        table.add_row(one.environment, *cells, Text("yes", "green") if one.passed else Text("NO", "bold red"))
+        table.add_row(
+            one.environment, str(one.tasks), *cells, Text("yes", "green") if one.passed else Text("NO", "bold red")
+        )
     out = console()
     out.print(table)
     out.print(
-        f"\n{tasks} held-out tasks each, seed {seed}. gold, null, random, cheats: mean reward (of the worst cheat); "
+        f"\ntasks: held-out, seed {seed}; gold, null, random, cheats: mean reward (of the worst cheat); "
         "difficulty: share of tasks solved sometimes by a policy that slips; fuzz: hostile traces that broke or fooled "
         "the grader."
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -130,18 +130,73 @@ class ImportedTokenizer:
 
         Raises ChatTemplateError too where a tool or a call spells a special token: only contents are encoded apart.
         """
+        self._refuse_spelt(messages, tools)
+        if not any(special in message["content"] for message in messages for special in self._specials):
+            return self.encode_marked(self._written(messages, tools, generation))
+        ids: list[int] = []
+        for number, around in self._around(messages, tools, generation, range(len(messages))):
+            ids += self.encode(messages[number]["content"]) if number is not None else []
+            ids += self.encode_marked(around)
+        return ids
+
+    def render_sampled(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]],
+        sampled: Mapping[int, Sequence[int]],
+        known: tuple[int, Sequence[int]] | None = None,
+    ) -> list[int]:
+        """`render_dicts` where some messages are replies as they were sampled, the end of the turn included.
+
+        `sampled`: the message's number -> its ids, which stay as they are. `known`: a number and the very ids of
+        everything up to the end of that reply; the rest is put behind them.
+        """
+        self._refuse_spelt(messages, tools)
+        spelling = (i for i, m in enumerate(messages) if any(special in m["content"] for special in self._specials))
+        ids: list[int] = []
+        found = known is None
+        for number, around in self._around(messages, tools, True, {*sampled, *spelling}):
+            if number is not None and number in sampled:
+                ids += sampled[number]
+                if known is not None and number == known[0]:
+                    ids, found = list(known[1]), True
+            elif number is not None:
+                ids += self.encode(messages[number]["content"])
+            behind = self.encode_marked(around)
+            # A reply brings its end; where it was cut off, the template's closes it.
+            closed = number in sampled and bool(ids) and ids[-1] in self.ends
+            ids += behind[1:] if closed and behind and behind[0] in self.ends else behind
+        if not found:
+            raise ChatTemplateError("the model's chat template leaves out a reply of the model")
+        return ids
+
+    def _refuse_spelt(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> None:
         beside = json.dumps([tools, [message.get("tool_calls") for message in messages]], ensure_ascii=False)
         if spelt := [special for special in (*self._specials, OPEN) if special in beside]:
             raise ChatTemplateError(f"a tool or a tool call spells the special token {spelt[0]}")
-        if not any(special in message["content"] for message in messages for special in self._specials):
-            return self.encode_marked(self._written(messages, tools, generation))
-        held = [{**message, "content": f"{OPEN}{index}{CLOSE}"} for index, message in enumerate(messages)]
-        ids: list[int] = []
-        for place, part in enumerate(self._written(held, tools, generation).split(OPEN)):
-            number, _, around = part.partition(CLOSE) if place else ("", "", part)
-            ids += self.encode(messages[int(number)]["content"]) if number else []
-            ids += self.encode_marked(around)
-        return ids
+
+    def _around(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]],
+        generation: bool,
+        apart: Iterable[int],
+    ) -> Iterator[tuple[int | None, str]]:
+        """The template's text cut where the contents of the messages `apart` stand: (None, text before the first), then
+        (number of the message, text behind it). Other contents are in the text."""
+        apart = set(apart)
+        held = [
+            {
+                **message,
+                "content": f"{OPEN}{number}{CLOSE}" if number in apart else message["content"].replace(OPEN, ""),
+            }
+            for number, message in enumerate(messages)
+        ]
+        first, *parts = self._written(held, tools, generation).split(OPEN)
+        yield None, first
+        for part in parts:
+            number, _, around = part.partition(CLOSE)
+            yield int(number), around
 
     @cached_property
     def _compiled(self) -> Template:

@@ -27,6 +27,7 @@ FailureReason = Literal["timeout", "crash", "sandbox", "invalid_task"]
 BROKEN_OUTCOMES: Mapping[str, FailureReason] = {
     "sandbox_error": "sandbox",
     "harness_error": "crash",
+    "model_error": "crash",
     "aborted": "crash",
 }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from noria.data.tokenizer import Tokenizer
+from noria.data.chat_tokenizer import ChatTokenizer
 from noria.grading import Grader
+from noria.harness.policy import ChatPolicy
 from noria.harness.program import Program
 from noria.harness.rollout import Budget, Sampling, rollout
 from noria.harness.tools import AnyTool, Toolbox
@@ -16,12 +17,15 @@ from noria.types import Task, Trace, seed_of
 
 
 class Arena:
-    """Use as a context manager. Raises SandboxUnavailable where this machine can't sandbox."""
+    """Use as a context manager. Raises SandboxUnavailable where this machine can't sandbox.
+
+    A `sampler` that is a policy of its own (an endpoint, a script) needs no tokenizer.
+    """
 
     def __init__(
         self,
         program: Program,
-        tokenizer: Tokenizer,
+        tokenizer: ChatTokenizer | None,
         grader: Grader,
         tools: Sequence[AnyTool],
         turns: int,
@@ -43,7 +47,12 @@ class Arena:
         return Budget(turns=self._turns, tokens_per_turn=self._tokens_per_turn, context=context)
 
     def roll(
-        self, tasks: Sequence[Task], seeds: Sequence[int], sampler: Sampler, context: int, temperature: float = 1.0
+        self,
+        tasks: Sequence[Task],
+        seeds: Sequence[int],
+        sampler: Sampler | ChatPolicy,
+        context: int,
+        temperature: float = 1.0,
     ) -> list[Trace]:
         """One trace a task; `context` is the model's, in tokens."""
         return rollout(
@@ -58,7 +67,7 @@ class Arena:
         )
 
     def record(
-        self, tasks: Sequence[Task], seed: int, sampler: Sampler, context: int, temperature: float = 1.0
+        self, tasks: Sequence[Task], seed: int, sampler: Sampler | ChatPolicy, context: int, temperature: float = 1.0
     ) -> Recorded:
         """Rolled out and graded; each task's seed is seed_of(seed, task.id)."""
         traces = self.roll(tasks, [seed_of(seed, task.id) for task in tasks], sampler, context, temperature)

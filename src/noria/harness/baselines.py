@@ -1,17 +1,17 @@
 """Policies that every environment is tried with: one that says nothing, one at random, one that slips.
 
-They are for `ScriptedSampler`: functions of what is seen and the turn's seed, so equal seeds give equal traces.
+They are for `ScriptedPolicy`: functions of what is seen and the turn's seed, so equal seeds give equal traces.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from noria.data.tokenizer import CALL, Tokenizer, train_tokenizer
 from noria.harness.environments.environment import Environment
-from noria.harness.scripted import Policy, ScriptedSampler
-from noria.inference import Completion, Request
+from noria.harness.scripted import Policy
+from noria.harness.subagents import DESCRIPTIONS
 from noria.types import Message, Task, seed_of
 
 SHORTEST_WORDS, LONGEST_WORDS = 1, 3  # words of a random argument or answer
@@ -25,7 +25,8 @@ def silent(messages: Sequence[Message], seed: int) -> str:
 
 def at_random(environment: Environment) -> Policy:
     """Half calls, half answers, of words that it has seen or made up."""
-    tools = {tool.name: len(tool.parameters) for tool in environment.tools}
+    helping = DESCRIPTIONS.values() if environment.subagents else ()
+    tools = {tool.name: len(tool.parameters) for tool in (*environment.tools, *helping)}
 
     def policy(messages: Sequence[Message], seed: int) -> str:
         generator = random.Random(seed)
@@ -50,26 +51,12 @@ def slipping(environment: Environment, task: Task, noise: float) -> Policy:
     return policy
 
 
-class PolicyPerTask:
-    """A sampler that plays another policy for each trace, told apart by the seeds of its turns."""
-
-    def __init__(self, tokenizer: Tokenizer, policies: Mapping[int, Policy], turns: int) -> None:
-        """`policies`: the seed of a trace -> its policy; `turns`: of the budget."""
-        self._samplers = {
-            seed_of(seed, turn): ScriptedSampler(tokenizer, policy)
-            for seed, policy in policies.items()
-            for turn in range(turns)
-        }
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        return [self._samplers[request.params.seed].generate([request])[0] for request in requests]
-
-
 def tokenizer_of(environment: Environment, tasks: Sequence[Task]) -> Tokenizer:
     """A tokenizer of the environment's own words, for runs that no model takes part in."""
     texts = [message.content for task in tasks for message in task.messages]
     texts += [str(text) for task in tasks for text in task.hidden.get("files", {}).values()]
-    texts += [tool.name for tool in environment.tools] + [task.answer for task in tasks]
+    texts += [*(tool.name for tool in environment.tools), *(task.answer for task in tasks)]
+    texts += [*DESCRIPTIONS] * 2
     return train_tokenizer(["invalid error no such file tool", *texts], VOCABULARY)
 
 

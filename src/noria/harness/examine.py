@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from noria.grading.grader import crash
-from noria.harness.baselines import PolicyPerTask, at_random, silent, slipping, tokenizer_of
+from noria.harness.baselines import at_random, silent, slipping, tokenizer_of
 from noria.harness.environments.environment import Environment
 from noria.harness.gates import Evidence, Fuzzed, Gate, Repeated, all_gates
 from noria.harness.hostile_traces import hostile_traces
-from noria.harness.rollout import rollout
+from noria.harness.policy import ScriptedPolicy
+from noria.harness.rollout import rollouts
 from noria.harness.scripted import Policy
+from noria.harness.subagents import DESCRIPTIONS
 from noria.harness.tools import Toolbox, ToolCall, ToolResult
 from noria.harness.tools.toolbox import INVALID
 from noria.harness.traces import Recorded
@@ -23,7 +25,8 @@ from noria.types import Task, Trace, seed_of
 # A tool takes milliseconds. The backstop of wall time is far above, so that a busy machine decides nothing.
 TOOL_LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0)
 NOISES = (0.1, 0.3)
-FUZZED_TASKS, REPEATED_CALLS = 3, 60
+FUZZED_TASKS, REPEATED_CALLS = 3, 40
+CONCURRENT = 8  # traces at a time: what tools keep warm (open pages, indices) is for a few
 
 
 @dataclass(frozen=True)
@@ -112,29 +115,34 @@ class _Player:
     ) -> None:
         self.environment, self.toolbox, self.tasks, self.seed = environment, toolbox, tuple(tasks), seed
         self.tokenizer, self.grader = tokenizer_of(environment, tasks), environment.grader()
-        self.progress, self.done = progress, 0
+        self.program, self.progress, self.done = environment.harness, progress, 0
+        self.subagents = environment.subagents
+        if self.subagents and environment.helper:
+            # Helpers that are good at what they are asked: what is examined is the main agent.
+            self.subagents = replace(self.subagents, policy=ScriptedPolicy(environment.helper, self.tokenizer))
 
     def play(self, policy_of: Callable[[Task], Policy], repeats: int = 1) -> Recorded:
         tasks = [task for task in self.tasks for _ in range(repeats)]
         seeds = [seed_of(self.seed, task.id, number) for task in self.tasks for number in range(repeats)]
-        policies = {seed: policy_of(task) for task, seed in zip(tasks, seeds, strict=True)}
-        environment = self.environment
-        traces = rollout(
-            tasks,
-            seeds,
-            PolicyPerTask(self.tokenizer, policies, environment.budget.turns),
-            self.tokenizer,
-            environment.harness,
-            budget=environment.budget,
+        policies = {task.id: policy_of(task) for task in self.tasks}
+        policy = ScriptedPolicy(lambda task: policies[task.id], self.tokenizer)
+        made = rollouts(
+            zip(tasks, seeds, strict=True),
+            policy,
+            self.program,
+            budget=self.environment.budget,
             tools=self.toolbox,
+            subagents=self.subagents,
+            concurrent=CONCURRENT,
         )
+        traces = tuple(made)
         self.done += 1
-        self.progress(self.done, runs_of(environment))
-        return Recorded(tuple(tasks), tuple(traces), tuple(self.grader.grade(tasks, traces)))
+        self.progress(self.done, runs_of(self.environment))
+        return Recorded(tuple(tasks), traces, tuple(self.grader.grade(tasks, traces)))
 
 
 def calls_of(run: Recorded) -> list[tuple[ToolCall, str]]:
-    """Each valid call of the traces with what it acted on, and its result as `_told` puts it, in order."""
+    """Each valid call of the main agents with what it acted on, and its result as `_told` puts it, in order."""
     return [pair for task, trace in zip(run.tasks, run.traces, strict=True) for pair in _calls(task, trace)]
 
 
@@ -142,10 +150,12 @@ def _calls(task: Task, trace: Trace) -> Iterator[tuple[ToolCall, str]]:
     files: dict[str, Any] = dict(task.hidden.get("files", {}))
     notes: dict[str, Any] = {}
     for node in trace.nodes:
-        if node.use is None or node.message.content.startswith(INVALID):
+        if node.use is None or node.agent:
             continue
         call = ToolCall(node.use.tool, node.use.arguments, dict(files), dict(notes))
         files, notes = _changed(files, node.use.files), _changed(notes, node.use.notes)
+        if not node.use.tool or node.use.tool in DESCRIPTIONS or node.message.content.startswith(INVALID):
+            continue
         yield call, _told(node.message.content, files, notes)
 
 

@@ -7,6 +7,8 @@ An environment whose cheats pay, whose grader can be fooled or whose tools are f
 from __future__ import annotations
 
 import hashlib
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,23 +125,24 @@ def gold_scores_one(gold: Recorded) -> Gate:
 
 
 def earns_nothing(name: str, runs: Mapping[str, Recorded]) -> Gate:
-    """The mean reward of each run is near 0, over the traces that could be graded."""
-    rows: list[tuple[float, str]] = []
+    """The mean reward of each run is near 0, over the traces that could be graded: more than one standard error above
+    it fails, so that a lucky guess among few tasks is no finding."""
+    rows: list[tuple[float, float, str]] = []
     for agent, run in runs.items():
-        graded = [score for score in run.scores if score.value is not None]
+        graded = [score.value for score in run.scores if score.value is not None]
         if not graded:
-            rows.append((float("inf"), f"{agent}: not one of {len(run.scores)} traces could be graded"))
+            rows.append((math.inf, math.inf, f"{agent}: not one of {len(run.scores)} traces could be graded"))
             continue
-        reward = sum(score.value or 0.0 for score in graded) / len(graded)
-        paid = next(
-            (task.id[:8] for task, score in zip(run.tasks, run.scores, strict=True) if (score.value or 0) > HIGH), ""
-        )
-        rows.append((reward, f"{agent} {reward:.2f}" + (f" (paid: task {paid})" if paid else "")))
+        reward = sum(graded) / len(graded)
+        error = statistics.stdev(graded) / math.sqrt(len(graded)) if len(graded) > 1 else 0.0
+        pairs = zip(run.tasks, run.scores, strict=True)
+        paid = next((f" (paid: task {task.id[:8]})" for task, score in pairs if (score.value or 0) > HIGH), "")
+        rows.append((reward - error, reward, f"{agent} {reward:.2f}{paid}"))
     if not rows:
         return Gate(name, False, "none", "nothing was run")
-    rows.sort(key=lambda row: -row[0])
-    worst = rows[0][0]
-    return Gate(name, worst <= NEAR_ZERO, f"{worst:.2f}", ", ".join(said for _, said in rows))
+    rows.sort(key=lambda row: (-row[0], -row[1]))
+    worst = max(reward for _, reward, _ in rows)
+    return Gate(name, rows[0][0] <= NEAR_ZERO, f"{worst:.2f}", ", ".join(said for _, _, said in rows))
 
 
 def runs_again_alike(pairs: Sequence[tuple[Recorded, Recorded]]) -> Gate:

@@ -6,12 +6,14 @@ counts, never a task's answer or hidden fields. What it raises ends the trace wi
 
 from __future__ import annotations
 
+import ast
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from noria.harness.guard import refusal
 from noria.types import Message, digest
 
 PROGRAMS = Path(__file__).with_name("programs")
@@ -28,13 +30,16 @@ class Action:
     content: str  # of the whole reply
     tool: str = ""
     argument: str | Mapping[str, Any] = ""
+    malformed: str = ""  # why the call can't even be read
 
 
 @dataclass(frozen=True)
 class State:
     """Where a trace stands: its messages so far, the task's own first, and what is left of its budget.
 
-    `files` is the workspace (path -> text); `notes` is what tools remember, e.g. which chunks were pruned.
+    `files` is the workspace (path -> text); `notes` is what tools remember, e.g. which chunks were pruned. `shown` is
+    the view of the last turn, empty before the first; `context_used` counts the tokens of that view and the reply to
+    it, of the `context_limit` that they may fill. `available` names all tools that there are.
     """
 
     messages: tuple[Message, ...]
@@ -45,15 +50,24 @@ class State:
     invalid_calls: int = 0
     files: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    shown: tuple[Message, ...] = ()
+    context_used: int = 0
+    context_limit: int = 1 << 20
+    available: tuple[str, ...] = ()
 
 
 class Harness(Protocol):
+    """Three methods, and a fourth where a reply without a call need not be the end:
+
+    `answered(state, action)` gives the messages with which the trace then goes on; none means that it was the answer.
+    """
+
     def view(self, state: State) -> Sequence[Message]:
         """The messages that the model sees next. Pass on objects of `state.messages` to keep their exact tokens."""
         ...
 
     def tools(self, state: State) -> Sequence[str]:
-        """Names of the tools that may be called next. A call of any other counts as invalid."""
+        """Names of the tools that the next reply may call. A call of any other counts as invalid."""
         ...
 
     def observe(self, state: State, action: Action, result: str) -> Sequence[Message]:
@@ -69,6 +83,7 @@ class Program:
     version: str
     harness: Harness
     source: str = ""
+    bootstrap: bool = False  # see bootstrap.py
 
     @property
     def label(self) -> str:
@@ -82,8 +97,9 @@ class ProgramError(ValueError):
 def load_program(program: Path | str) -> Program:
     """A program from a file, or one that comes with noria by its name ("plain", "files"). Raises ProgramError.
 
-    The file's code runs in this process: it is your own code, not a model's. Programs that something else wrote belong
-    into a sandbox of their own.
+    The file's code runs in this process: it is your own code, not a model's. It may import `guard.IMPORTS`, and a
+    method that runs without end is stopped; programs that something else wrote belong into a sandbox of their own all
+    the same.
     """
     path = Path(program)
     if not path.suffix:
@@ -100,8 +116,13 @@ def program_from_source(source: str, name: str, filename: str = "program.py") ->
     """As `load_program`, from text."""
     names: dict[str, object] = {"__name__": f"noria_harness_{name}"}
     try:
-        exec(compile(source, filename, "exec"), names)
+        tree = ast.parse(source, filename)
+        if wrong := refusal(tree):
+            raise ProgramError(f"{filename}:{wrong[0]}: {wrong[1]}")
+        exec(compile(tree, filename, "exec"), names)
         made = names["Harness"]() if callable(names.get("Harness")) else None  # type: ignore[operator]
+    except ProgramError:
+        raise
     except Exception as error:  # a user's file may raise anything; it is told where
         line = next((frame.lineno for frame in reversed(traceback.extract_tb(error.__traceback__))), None)
         line = getattr(error, "lineno", None) or line

@@ -101,7 +101,7 @@ def parallel_parts(created: int, assigned: int, finished: int) -> dict[str, floa
     started for show. The paper gives no closed forms; these are ours. More sub-agents than two earn nothing more.
     """
     spread = min(created, assigned)
-    return {"r_parallel": min(max(spread - 1, 0), 1) / 1.0, "r_finish": finished / assigned if assigned else 0.0}
+    return {"r_parallel": float(spread >= 2), "r_finish": finished / assigned if assigned else 0.0}
 
 
 def parl_reward(outcome: float, r_parallel: float, r_finish: float, lambdas: tuple[float, float]) -> float:

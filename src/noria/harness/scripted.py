@@ -1,19 +1,20 @@
 """A policy that is a plain function of the messages it sees: demonstrations and baselines through the same rollout.
 
 Because it is a sampler like any other, what it demonstrates is a real trace, made with real tools, and can be graded,
-replayed and trained on like one.
+replayed and trained on like one. Where the policy may know its task, see `ScriptedPolicy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from noria.data.tokenizer import Tokenizer
+from noria.harness.policy import Script as Policy
+from noria.harness.policy import reply_ids
 from noria.inference import Completion, Request
 from noria.types import Message
 
-# (what the model would see, the seed of this turn) -> the reply
-Policy = Callable[[Sequence[Message], int], str]
+__all__ = ["Policy", "ScriptedSampler", "messages_of"]
 
 
 class ScriptedSampler:
@@ -27,7 +28,7 @@ class ScriptedSampler:
 
     def _reply(self, request: Request) -> Completion:
         messages = messages_of(request.prompt_ids, self.tokenizer)
-        ids = [*self.tokenizer.encode_reply(self.policy(messages, request.params.seed)), self.tokenizer.end]
+        ids = reply_ids(self.policy(messages, request.params.seed), self.tokenizer)
         kept = tuple(ids[: request.params.max_tokens])
         return Completion(kept, (0.0,) * len(kept), "stop" if len(kept) == len(ids) else "length", 0)
 

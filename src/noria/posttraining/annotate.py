@@ -36,7 +36,7 @@ def rows_of(traces: Sequence[Trace], keep: Sequence[bool]) -> list[Row]:
     for index, (trace, kept) in enumerate(zip(traces, keep, strict=True)):
         if not kept:
             continue
-        logprobs = [logprob for node in trace.nodes if node.call for logprob in node.call.logprobs]
+        logprobs = [logprob for call in trace.calls for logprob in call.logprobs]
         first = 0
         for item in trace_examples(trace):
             sampled = sum(item.trained)

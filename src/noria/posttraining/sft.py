@@ -58,8 +58,17 @@ def conversation(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[
 
 
 def trace_examples(trace: Trace) -> list[Example]:
-    """The sampled tokens of a trace, exactly as sampled; calls whose prompts extend each other share one example."""
-    return _chained([(node.call.prompt_ids, node.call.token_ids) for node in trace.nodes if node.call])
+    """The sampled tokens of a trace, exactly as sampled; calls whose prompts extend each other share one example.
+
+    Those of the main agent come first, then each sub-agent's. Raises ValueError for replies of a chat endpoint, whose
+    tokens are unknown.
+    """
+    calls = trace.calls
+    if any(call.endpoint for call in calls):
+        raise ValueError(
+            f"trace {trace.id}: a chat endpoint's replies have no token ids, so they can't be trained on as sampled"
+        )
+    return _chained([(call.prompt_ids, call.token_ids) for call in calls])
 
 
 def _turn(tokenizer: ChatTokenizer, prompt: Sequence[Message], reply: str) -> Turn:

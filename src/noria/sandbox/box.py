@@ -49,6 +49,7 @@ class Outcome:
     exit_code: int = 0
     files: Mapping[str, bytes] = field(default_factory=dict)  # of a command or function with a workspace, after it
     skipped: Mapping[str, str] = field(default_factory=dict)  # path -> why it could not be taken out
+    output_cut: bool = False  # whether it may have printed more than is kept
 
 
 class Sandbox:
@@ -79,6 +80,11 @@ class Sandbox:
     def label(self) -> str:
         """What ran a trace's tools: "bubblewrap" or "landlock (weaker)"."""
         return self.report.label
+
+    @property
+    def servers(self) -> tuple[int, ...]:
+        """The process ids of the servers that are running and idle; a server that died has another once it restarts."""
+        return tuple(sorted(connection.pid for connection in self._idle if connection.pid))
 
     def __enter__(self) -> Sandbox:
         return self
@@ -169,7 +175,11 @@ class _Job:
 
 
 class Workspace:
-    """A folder of small files that tools act on; between commands it lives out here as plain values."""
+    """A folder of small files that tools act on; between commands it lives out here as plain values.
+
+    Only what regular files hold carries over: no empty folders, links, times or permissions, but a file that begins as
+    a program does (#! or ELF) can be run.
+    """
 
     def __init__(self, box: Sandbox, files: Mapping[str, bytes] | None = None) -> None:
         self.box = box
@@ -242,10 +252,11 @@ def _outcome(report: Mapping[str, Any], job: _Job, limits: Limits) -> Outcome:
     """Reads the server's report. Only here are the bytes that a candidate left parsed."""
     if "out_of_memory" in report:
         return Outcome("crash", error=f"its processes together used more than {limits.memory_bytes} bytes of memory")
-    output = base64.b64decode(report["output"]).decode("utf-8", "replace")
+    printed = base64.b64decode(report["output"])
+    output = printed.decode("utf-8", "replace")
     files = {path: base64.b64decode(raw) for path, raw in sorted(report.get("files", {}).items())}
     common: dict[str, Any] = {"output": output, "exit_code": report["exit"], "files": files}
-    common["skipped"] = report.get("skipped", {})
+    common |= {"skipped": report.get("skipped", {}), "output_cut": len(printed) >= limits.output_bytes}
     if report["wall_expired"] or report["cpu_expired"]:
         which = f"{limits.wall_seconds} s of wall time" if report["wall_expired"] else f"{limits.cpu_seconds} s of CPU"
         return Outcome("timeout", error=f"stopped after {which}", **common)

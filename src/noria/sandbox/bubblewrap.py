@@ -15,8 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,69 +25,89 @@ from noria.sandbox.limits import Limits, Profile
 from noria.sandbox.seccomp import outer_filter
 
 NOBODY = 65534
+FIXED = {"PYTHONHASHSEED": "0"}  # the environment: the order of a set of words is the same in every interpreter
 WORK, SCRATCH = "/work", ("/tmp", "/dev/shm")
+PLACES = ("/srv", "/mnt", "/tmp")
+AS_NOBODY_SOURCE = Path(__file__).with_name("as_nobody.py").read_text(encoding="utf-8")
 # Programs of /usr/bin may be links into the first; the second lets the loader find libraries outside its default path.
 ALWAYS_READABLE = ("/etc/alternatives", "/etc/ld.so.cache")
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What was found: bubblewrap's version, why no sandbox starts here (or ""), and whether root is given up first."""
+
+    version: str
+    reason: str
+    gives_up_root: bool = False
+
+
 @lru_cache(maxsize=1)
-def probe() -> tuple[str, str]:
-    """(bubblewrap's version, why no sandbox starts here or ""). Starts one that does nothing; cached."""
+def probe() -> Probe:
+    """Starts a sandbox that does nothing, or says why none starts; cached."""
     path = _find()
     if path is None:
-        return "", "no bwrap found"
+        return Probe("", "no bwrap found")
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip()
-    command = [*_arguments(path, Limits(), Profile()), *interpreter(), "-c", "print('inside')"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, **identity(path))
-    if result.stdout.strip() == "inside":
-        return version, ""
-    reason = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]
-    return version, f"bwrap can't start a sandbox here: {reason[0]}"
+    reason = ""
+    for give_up_root in (True, False) if os.getuid() == 0 else (False,):
+        try:
+            process, _ = start(Limits(), Profile(), [*interpreter(), "-c", "print('inside')"], give_up_root)
+        except OSError as error:
+            reason = str(error)
+            continue
+        output, errors = process.communicate()
+        if output.strip() == b"inside":
+            return Probe(version, "", give_up_root)
+        words = errors.decode("utf-8", "replace").strip().splitlines()
+        reason = words[-1] if words else f"exit code {process.returncode}"
+    return Probe(version, f"bwrap can't start a sandbox here: {reason}")
 
 
-def start(limits: Limits, profile: Profile, command: list[str]) -> tuple[subprocess.Popen[bytes], int]:
-    """A sandbox with `command` as its process 1, on pipes, and that process's id outside."""
-    path = program()
+def start(
+    limits: Limits, profile: Profile, command: list[str], give_up_root: bool | None = None
+) -> tuple[subprocess.Popen[bytes], int]:
+    """A sandbox with `command` as its process 1, on pipes, and that process's id outside.
+
+    A real root that bwrap maps to another user inside still owns there what root owns, e.g. the null device, and no
+    limit on its number of processes holds. So root is given up first (as_nobody.py). Where that can't be, changes of
+    permissions are refused altogether.
+    """
+    path = _find()
+    assert path is not None, "probe() comes first"
+    give_up_root = probe().gives_up_root if give_up_root is None else give_up_root
+    owner = os.getuid() == 0 and not give_up_root
+    shown = [path, *readable_paths(profile)]
+    hidden = [each for each in shown if not _reachable(each)] if give_up_root else []
+    place = next((folder for folder in PLACES if os.path.isdir(folder)), "/")
+    at = {each: f"{place}/{hidden.index(each)}" if each in hidden else each for each in shown}
     told, tell = os.pipe()
     try:
-        with _inherited_filter(profile) as (filter_arguments, descriptors):
-            arguments = [*_arguments(path, limits, profile), *filter_arguments, "--info-fd", str(tell)]
+        with tempfile.TemporaryFile() as stream:
+            arguments = [*_arguments(limits, profile, at), "--info-fd", str(tell)]
+            if program := outer_filter(platform.machine(), unix_sockets=profile.unix_sockets, owner=owner):
+                stream.write(program)
+                stream.seek(0)
+                arguments += ["--seccomp", str(stream.fileno())]
+            whole = [at[path], *arguments, *command]
+            if give_up_root:
+                order = json.dumps({"place": place, "paths": hidden, "command": whole})
+                whole = [executable(), "-I", "-S", "-B", "-c", AS_NOBODY_SOURCE, order]  # outside: -I, whatever is set
             process = subprocess.Popen(
-                [*arguments, *command],
+                whole,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                pass_fds=(*descriptors, tell),
-                **identity(path),
+                pass_fds=(stream.fileno(), tell),
             )
         os.close(tell)
         tell = -1
-        with os.fdopen(os.dup(told), "rb") as stream:
-            words = stream.read()
+        words = b"".join(iter(lambda: os.read(told, 4096), b""))
     finally:
-        os.close(told)
-        if tell >= 0:
-            os.close(tell)
+        for fd in (told, tell):
+            if fd >= 0:
+                os.close(fd)
     return process, int(json.loads(words)["child-pid"]) if words else process.pid
-
-
-@contextmanager
-def _inherited_filter(profile: Profile) -> Iterator[tuple[list[str], tuple[int, ...]]]:
-    program = outer_filter(platform.machine(), unix_sockets=profile.unix_sockets)
-    if not program:
-        yield [], ()
-        return
-    with tempfile.TemporaryFile() as stream:
-        stream.write(program)
-        stream.seek(0)
-        yield ["--seccomp", str(stream.fileno())], (stream.fileno(),)
-
-
-def program() -> str:
-    """The path of bwrap, which `probe` has found."""
-    path = _find()
-    assert path is not None, "probe() comes first"
-    return path
 
 
 def _find() -> str | None:
@@ -103,8 +123,9 @@ def _find() -> str | None:
 
 
 def interpreter() -> list[str]:
-    # -I: no environment, no user site. -S: no site-packages. -B: nothing to write.
-    return [executable(), "-I", "-S", "-B"]
+    # -s: no user site. -P: nothing imported from where it stands. -S: no site-packages. -B: nothing to write. Not -I,
+    # which would also ignore the environment: that is empty but for FIXED.
+    return [executable(), "-s", "-P", "-S", "-B"]
 
 
 def executable() -> str:
@@ -119,9 +140,12 @@ def readable_paths(profile: Profile) -> list[str]:
     return [path for path in ("/usr", *added, *ALWAYS_READABLE, *profile.read_only) if os.path.exists(path)]
 
 
-def _arguments(path: str, limits: Limits, profile: Profile) -> list[str]:
-    arguments = [path, "--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
+def _arguments(limits: Limits, profile: Profile, at: Mapping[str, str]) -> list[str]:
+    """bwrap's arguments; `at` says where each path that is shown can be found from outside."""
+    arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
     arguments += ["--new-session", "--die-with-parent", "--as-pid-1", "--clearenv"]
+    for name, value in FIXED.items():
+        arguments += ["--setenv", name, value]
     arguments += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"]
     for name in ("lib", "lib64", "lib32", "bin"):
         top = Path("/", name)
@@ -130,7 +154,7 @@ def _arguments(path: str, limits: Limits, profile: Profile) -> list[str]:
         elif top.is_dir():
             arguments += ["--ro-bind", str(top), str(top)]
     for readable in readable_paths(profile):
-        arguments += ["--ro-bind", readable, readable]
+        arguments += ["--ro-bind", at[readable], readable]
     for device in ("null", "zero", "urandom"):
         arguments += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     if profile.proc:
@@ -147,12 +171,9 @@ def folders(profile: Profile) -> list[str]:
     return [WORK, *(SCRATCH if profile.scratch_bytes else ())]
 
 
-def identity(*programs: str) -> dict[str, Any]:
-    """Arguments of Popen that give up root first, where nobody can still reach the `programs` and the interpreter.
-
-    RLIMIT_NPROC is not enforced for the real root, even inside a user namespace.
-    """
-    if os.getuid() != 0 or not all(_reachable(needed) for needed in (*programs, executable(), sys.base_prefix)):
+def identity() -> dict[str, Any]:
+    """Arguments of Popen that give up root, where nobody can still reach the interpreter; outside any namespace."""
+    if os.getuid() != 0 or not all(_reachable(needed) for needed in (executable(), sys.base_prefix)):
         return {}
     return {"user": NOBODY, "group": NOBODY, "extra_groups": []}
 

@@ -53,17 +53,17 @@ def check(kind: Kind = "bubblewrap") -> Report:
         return Report(False, "", f"sandboxing needs Linux, this is {sys.platform}. Use a Linux machine or container.")
     if kind == "landlock":
         return _check_landlock()
-    version, reason = bubblewrap.probe()
-    if reason:
+    found = bubblewrap.probe()
+    if found.reason:
         weaker = "" if landlock.why_not() else f" {_weaker_advice()}"
-        return Report(False, version, f"{reason}. {INSTALL_ADVICE}{weaker}")
+        return Report(False, found.version, f"{found.reason}. {INSTALL_ADVICE}{weaker}")
     groups = cgroups.places()
-    counted = "pids" in groups or os.getuid() != 0 or bool(bubblewrap.identity(bubblewrap.program()))
+    owner = os.getuid() == 0 and not found.gives_up_root
+    counted = "pids" in groups or not owner
     filtered = bool(outer_filter(platform.machine()))
     details = ["namespaces", "seccomp" if filtered else f"no seccomp filter for {platform.machine()}"]
-    return Report(
-        True, version, ", ".join([*details, *_bounds(counted, "memory" in groups)]), counted, "memory" in groups
-    )
+    details += [*_bounds(counted, "memory" in groups), *(["as root, so permissions can't be changed"] if owner else [])]
+    return Report(True, found.version, ", ".join(details), counted, "memory" in groups)
 
 
 def choose(kind: Kind | None, allow_weaker: bool | None, profile: Profile) -> Report:

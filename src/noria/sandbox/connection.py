@@ -41,19 +41,25 @@ class Connection:
         self._group: Group | None = None
         self._folder: str | None = None  # on the host, where the sandbox has no namespaces
 
+    @property
+    def pid(self) -> int:
+        """The process that was started; 0 while there is none."""
+        return self._process.pid if self._process else 0
+
     def ask(self, job: bytes, collect: bool) -> dict[str, Any]:
         """The report on one job. A server that dies is replaced and asked once more, then ServerDied is raised.
 
         Memory that the job's processes used up together is no fault of the server, even where it is the one to go.
         """
-        reason = ""
+        reason, kills = "", 0
         for _ in range(2):
             try:
                 if self._process is None:
                     self._start()
+                kills = self._group.memory_kills() if self._group else 0
                 return self._exchange(HEADER.pack(len(job), collect) + job)
             except (OSError, EOFError, ValueError) as error:
-                killed = self._group is not None and self._group.memory_kills() > 0
+                killed = self._group is not None and self._group.memory_kills() > kills
                 reason = f"{type(error).__name__}: {error}; {self._last_words()}"
                 self.close()
                 if killed:
@@ -100,7 +106,7 @@ class Connection:
         always = []
         confined = None
         if report.kind == "landlock":
-            programs["outer"] = outer_filter(machine, namespaces=False, signals=landlock.signals_stay_inside())
+            programs["outer"] = outer_filter(machine, owner=True, signals=landlock.signals_stay_inside())
             always = ["outer"]
             confined = asdict(landlock.confinement(folders[0], bubblewrap.readable_paths(profile)))
         return {
@@ -147,5 +153,5 @@ class Connection:
 
 def _environment(home: str, profile: Profile) -> dict[str, str]:
     programs = f"/usr/bin:/bin:{os.path.dirname(bubblewrap.executable())}"
-    common = {"PATH": programs, "HOME": home, "LANG": "C.UTF-8"}
+    common = {"PATH": programs, "HOME": home, "LANG": "C.UTF-8", **bubblewrap.FIXED}
     return common | ({} if profile.scratch_bytes else {"TMPDIR": home}) | dict(profile.environment)

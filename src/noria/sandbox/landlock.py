@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from noria.sandbox.bubblewrap import FIXED
 from noria.sandbox.seccomp import outer_filter
 
 LANDLOCK_CREATE_RULESET, ONLY_ASK_VERSION = 444, 1
@@ -88,7 +89,7 @@ def start(command: list[str], identity: dict[str, Any]) -> tuple[subprocess.Pope
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={},
+        env=dict(FIXED),
         cwd="/",
         start_new_session=True,
         **identity,

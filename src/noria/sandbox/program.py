@@ -19,7 +19,11 @@ from noria.sandbox.limits import Limits, Profile
 
 
 class ProgramEnded(RuntimeError):
-    """The program has gone, or said nothing for as long as it was given."""
+    """The program has gone."""
+
+
+class ProgramSilent(RuntimeError):
+    """The program said nothing for as long as it was given. It still runs."""
 
 
 class LiveProgram:
@@ -56,7 +60,7 @@ class LiveProgram:
             raise ProgramEnded(f"the program has ended: {error}; {self._last_words()}") from error
 
     def receive(self, end: bytes, seconds: float) -> bytes:
-        """What it says up to the byte `end`, without it. Raises ProgramEnded, also when `seconds` have gone by."""
+        """What it says up to the byte `end`, without it. Raises ProgramEnded; ProgramSilent after `seconds`."""
         assert self._process.stdout is not None
         deadline = time.monotonic() + seconds
         searched = 0
@@ -64,7 +68,7 @@ class LiveProgram:
             searched = len(self._received)
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise ProgramEnded(f"the program said nothing for {seconds:.0f} s")
+                raise ProgramSilent(f"the program said nothing for {seconds:.0f} s")
             chunk = os.read(self._process.stdout.fileno(), 1 << 20)
             if not chunk:
                 raise ProgramEnded(f"the program has ended; {self._last_words()}")

@@ -85,8 +85,8 @@ DENIED_ON_OTHERS: dict[str, Numbers] = {
     "sched_setparam": (142, 118),
     "sched_setattr": (314, 274),
 }
-# What Landlock does not govern and a root of its own would: permissions, owners, times, attributes, watches.
-DENIED_WITHOUT_NAMESPACES: dict[str, Numbers] = {
+# What neither Landlock nor a read-only mount of a device governs: permissions, owners, times, attributes, watches.
+DENIED_TO_OWNERS: dict[str, Numbers] = {
     "chmod": (90, None),
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
@@ -103,19 +103,10 @@ DENIED_WITHOUT_NAMESPACES: dict[str, Numbers] = {
     "lsetxattr": (189, 6),
     "fsetxattr": (190, 7),
     "setxattrat": (463, 463),
-    "getxattr": (191, 8),
-    "lgetxattr": (192, 9),
-    "fgetxattr": (193, 10),
-    "getxattrat": (464, 464),
-    "listxattr": (194, 11),
-    "llistxattr": (195, 12),
-    "flistxattr": (196, 13),
-    "listxattrat": (465, 465),
     "removexattr": (197, 14),
     "lremovexattr": (198, 15),
     "fremovexattr": (199, 16),
     "removexattrat": (466, 466),
-    "file_getattr": (468, 468),
     "file_setattr": (469, 469),
     "inotify_init": (253, None),
     "inotify_init1": (294, 26),
@@ -154,14 +145,14 @@ UNIX_ONLY: tuple[Instruction, ...] = ((JUMP_EQUAL, 1, 0, AF_UNIX), REFUSE)
 ONESELF_ONLY: tuple[Instruction, ...] = ((JUMP_EQUAL, 1, 0, 0), REFUSE)
 
 
-def outer_filter(machine: str, *, unix_sockets: bool = False, namespaces: bool = True, signals: bool = True) -> bytes:
+def outer_filter(machine: str, *, unix_sockets: bool = False, owner: bool = False, signals: bool = True) -> bytes:
     """The filter of the whole sandbox, as an array of struct sock_filter; empty bytes on an architecture not listed.
 
     With `unix_sockets`, sockets of that one family can be made: they reach no further than the sandbox's own files and
-    network namespace. Without `namespaces` it also refuses what they would have kept inside, and without `signals` (a
-    kernel that can't keep those inside) every signal to a process.
+    network namespace. For an `owner` of files of the host that can be reached, it also refuses to change permissions,
+    owners, times and attributes; without `signals` (a kernel that can't keep those inside) every signal to a process.
     """
-    denied = DENIED if namespaces else DENIED | DENIED_WITHOUT_NAMESPACES
+    denied = DENIED | DENIED_TO_OWNERS if owner else DENIED
     if not signals:
         denied = denied | {name: DENIED_TO_FUNCTIONS[name] for name in SIGNALS}
     rules = [(CLONE, NO_NAMESPACES), *((numbers, ONESELF_ONLY) for numbers in DENIED_ON_OTHERS.values())]

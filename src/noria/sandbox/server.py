@@ -13,6 +13,7 @@ return values. It is told the arguments of its calls and never what is expected 
 """
 
 import base64
+import contextlib
 import ctypes
 import gc
 import json
@@ -79,6 +80,7 @@ def f(numbers):
 
 def warm_up():
     """Compiles, calls and serialises once: what the first use initialises is then shared by every child (4 ms each)."""
+    os.get_exec_path({"PATH": "/"})  # imports what `execvpe` does
     json.dumps(call_function({"source": WARM_SOURCE, "entry": "f", "calls": [[[1, 2, 3]]]}))
 
 
@@ -90,6 +92,8 @@ def serve(setup, requests, replies, length, collect):
     wall_expired = not wait_for(pid, requests, setup["limits"]["wall_seconds"])
     if wall_expired:
         os.kill(pid, signal.SIGKILL)
+    if os.getpid() != 1:
+        end_group(pid)  # before it is reaped: until then its number is nobody else's
     _, status, usage = os.wait4(pid, 0)
     end_all_others()
     code = os.waitstatus_to_exitcode(status)
@@ -161,7 +165,7 @@ def describe(error):
 def confine(setup, job, result_fd, output_fd):
     """From here on only what a candidate may."""
     limits, is_function = setup["limits"], job["argv"] is None
-    os.setsid()
+    os.setpgid(0, 0)  # a session of its own would cost a group of the scheduler; the sandbox is one already
     kept_result = os.dup(result_fd)
     os.dup2(output_fd, 1)
     os.dup2(output_fd, 2)
@@ -253,16 +257,24 @@ def end_all_others():
     while True:
         try:
             if os.getpid() == 1:
-                os.kill(-1, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # nobody is left to kill, but perhaps to reap
+                    os.kill(-1, signal.SIGKILL)
             else:
+                while os.waitpid(-1, os.WNOHANG)[0] != 0:
+                    pass  # those that have ended already
                 for pid in children():
-                    os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # nobody is left
-        try:
+                    end_group(pid)
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
+
+
+def end_group(pid):
+    """A process and its group at once, or a bomb would fork faster than one after the other can be killed."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.getpgid(pid) != os.getpgid(0):
+            os.killpg(os.getpgid(pid), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
 
 
 def children():
@@ -318,6 +330,8 @@ def write_file(path, content):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as stream:
         stream.write(content)
+    if content.startswith((b"#!", b"\x7fELF")):  # files travel as bytes alone; what is a program stays one
+        os.chmod(path, 0o755)
 
 
 def read_workspace(root, most_bytes):
@@ -325,7 +339,7 @@ def read_workspace(root, most_bytes):
     files: dict = {}
     skipped: dict = {}
     total, waiting = 0, [""]
-    os.chmod(root, 0o700)
+    open_up(root)
     while waiting and len(files) + len(skipped) < MAX_FILES:
         folder = waiting.pop()
         try:
@@ -338,7 +352,7 @@ def read_workspace(root, most_bytes):
             path = os.path.join(folder, entry.name)
             content = read_file(os.path.join(root, path), most_bytes - total) if is_plain(path) else "no plain path"
             if isinstance(content, str):
-                skipped[path.encode("utf-8", "backslashreplace").decode()[:MAX_PATH]] = content
+                skipped[path.encode("unicode_escape").decode()[:MAX_PATH]] = content
             else:
                 files[path] = base64.b64encode(content).decode()
                 total += len(content)
@@ -350,9 +364,10 @@ def read_workspace(root, most_bytes):
 
 
 def is_plain(path):
+    """Short, and of characters that can be shown: no controls, no bytes that are no UTF-8."""
     try:
-        return len(path.encode()) <= MAX_PATH
-    except UnicodeEncodeError:  # bytes that are no UTF-8
+        return len(path.encode()) <= MAX_PATH and min(path) >= " " and "\x7f" not in path
+    except UnicodeEncodeError:
         return False
 
 
@@ -373,7 +388,7 @@ def read_file(path, most_bytes):
 
 def empty(root):
     """Deletes all in it. Folders in folders are first moved up: a nest may be deeper than any path or stack allows."""
-    os.chmod(root, 0o700)  # its owner may have taken it from itself, as any folder below
+    open_up(root)
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     number = 0
     while names := os.listdir(top):
@@ -381,19 +396,25 @@ def empty(root):
             if not is_folder(name, top):
                 os.unlink(name, dir_fd=top)
                 continue
-            os.chmod(name, 0o700, dir_fd=top)
+            open_up(name, top)
             folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
             for inner in os.listdir(folder):
                 if not is_folder(inner, folder):
                     os.unlink(inner, dir_fd=folder)
                     continue
-                os.chmod(inner, 0o700, dir_fd=folder)
+                open_up(inner, folder)
                 while os.path.lexists(root + "/" + str(number)):
                     number += 1
                 os.rename(inner, str(number), src_dir_fd=folder, dst_dir_fd=top)
             os.close(folder)
             os.rmdir(name, dir_fd=top)
     os.close(top)
+
+
+def open_up(folder, parent_fd=None):
+    """A candidate may have taken its own folders' permissions; where it could not, there is nothing to do."""
+    if stat.S_IMODE(os.stat(folder, dir_fd=parent_fd).st_mode) & 0o700 != 0o700:
+        os.chmod(folder, 0o700, dir_fd=parent_fd)
 
 
 def is_folder(name, parent_fd):

@@ -137,7 +137,10 @@ def agent_cold_start(
 
 
 def agent_rl(config: Config, model: Step | Artifact, seed: int = 0, threads: int = 1) -> Step:
-    """`model` improved by GRPO on rollouts with real tools; a model artifact, with history.json beside the weights."""
+    """`model` improved by GRPO on rollouts with real tools; a model artifact, with history.json beside the weights.
+
+    observed/traces keeps every rollout with its step, reward and components: `noria traces view agent_rl`.
+    """
     identity = _Rl(
         **_rollout_identity(config, seed),
         train_tasks=config.train_tasks,
@@ -209,11 +212,18 @@ def _cold_start(context: StepContext) -> Mapping[str, Any]:
 
 
 def _rl(context: StepContext) -> Mapping[str, Any]:
+    from noria.harness.traces import StepTraces
     from noria.inference import Engine
     from noria.posttraining.grpo import GrpoConfig, improve
     from noria.stages.model_steps import TrainedModel
 
     config: _Rl = context.config
+    kept = StepTraces(context.progress / "traces")
+
+    def monitor(step: int, tasks: Sequence[Task], traces: Sequence[Trace], scores: Sequence[Score]) -> dict[str, float]:
+        kept.keep(step, tasks, traces, scores)
+        return _monitor(tasks, traces, scores)
+
     trained = TrainedModel(context)
     model, tokenizer = trained.model, trained.tokenizer
     engine = Engine(model, tokenizer.end)
@@ -235,9 +245,10 @@ def _rl(context: StepContext) -> Mapping[str, Any]:
             tokenizer.pad,
             config.seed,
             trained.progress,
-            _monitor,
+            monitor,
             trained.copy() if config.reference_kl else None,
         )
+    kept.finish(context.observed / "traces")
     tenth = max(1, len(history) // 10)
     metrics = {
         "success_first": sum(step["success"] for step in history[:tenth]) / tenth,
@@ -306,7 +317,7 @@ def _tasks(count: int, seed: int, split: Any, purpose: str) -> list[Task]:
     return lookup.generate(count, seed_of(seed, purpose), split, lookup_grader().ref)
 
 
-def _monitor(step: int, tasks: Sequence[Task], traces: Sequence[Trace], scores: Sequence[Score]) -> dict[str, float]:
+def _monitor(tasks: Sequence[Task], traces: Sequence[Trace], scores: Sequence[Score]) -> dict[str, float]:
     return {
         "success": _success(scores),
         "invalid_calls": sum(trace.facts["invalid_calls"] for trace in traces) / len(traces),

@@ -11,15 +11,16 @@ import importlib.util
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from noria.data.tokenizer import CALL
 from noria.grading import Grader
-from noria.harness.program import Program, program_from_source
+from noria.harness.program import Program, load_program
 from noria.harness.rollout import Budget
 from noria.harness.scripted import Policy
+from noria.harness.subagents import SubAgents
 from noria.harness.tools import AnyTool
 from noria.types import Message, Task, digest, seed_of
 
@@ -35,7 +36,7 @@ class Environment:
     """`generate(count, seed, split)` gives equal tasks for equal arguments, and no task in two splits.
 
     `gold(task)` solves the task with the tools, `cheats` are ways to look good without: each a policy for
-    `ScriptedSampler`. Policies see what the model would see; one for each task, so that it may know what is hidden.
+    `ScriptedPolicy`. Policies see what the model would see; one for each task, so that it may know what is hidden.
     `reference(task, noise)` is a policy that slips with probability `noise`; `baselines.slipping` where not given.
     """
 
@@ -49,13 +50,16 @@ class Environment:
     cheats: Mapping[str, Callable[[Task], Policy]]
     dials: Mapping[str, str] = field(default_factory=dict)  # what makes a task harder: name -> values and meaning
     splits: tuple[str, ...] = ("train", "heldout")
-    program: Program | None = None  # the harness program; one that shows everything where not given
+    program: Program | None = None  # the harness program; "all_tools" where not given
+    subagents: SubAgents | None = None  # where helpers may be made; `helper(task)` is the policy that replies for them
+    helper: Callable[[Task], Policy] | None = None
     reference: Callable[[Task, float], Policy] | None = None
+    tasks_to_check: int = 40  # for `noria env check`; fewer where a task is costly to run
     version: str = ""  # digest of the file; set when it is loaded
 
     @property
     def harness(self) -> Program:
-        return self.program or show_everything(tool.name for tool in self.tools)
+        return self.program or load_program("all_tools")
 
 
 class EnvironmentFileError(ValueError):
@@ -147,29 +151,6 @@ def result_of(messages: Sequence[Message], reply: str) -> str | None:
     return None
 
 
-def show_everything(tools: Iterable[str]) -> Program:
-    """The program that shows the whole history, allows `tools` (names) and passes results on as they are."""
-    names = tuple(tools)
-    return program_from_source(SHOW_EVERYTHING.format(names=repr(names)), "show_everything")
-
-
-SHOW_EVERYTHING = '''"""The whole history is shown, results come back as they are."""
-
-from noria.types import Message
-
-
-class Harness:
-    def view(self, state):
-        return state.messages
-
-    def tools(self, state):
-        return {names}
-
-    def observe(self, state, action, result):
-        return (Message("tool", result),)
-'''
-
-
 def _module(path: Path, name: str) -> object:
     if name.startswith("noria."):
         return importlib.import_module(name)
@@ -197,6 +178,8 @@ def _require(environment: Environment, path: Path) -> None:
     for name in ("generate", "grader", "gold"):
         if not callable(getattr(environment, name)):
             raise EnvironmentFileError(f"{path}: `{name}` must be a function")
+    if (environment.subagents is None) != (environment.helper is None):
+        raise EnvironmentFileError(f"{path}: `subagents` and `helper` go together: give both or neither")
     for name in ("train", "heldout"):
         if name not in environment.splits:
             raise EnvironmentFileError(f"{path}: `splits` must have {name!r}")

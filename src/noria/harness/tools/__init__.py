@@ -1,11 +1,17 @@
 """Tools that a model may call: inside the sandbox (`Tool`, `CommandTool`), or our own code outside it (`HostTool`)."""
 
+from noria.harness.tools.archive import Archive
+from noria.harness.tools.browser import Browser, browser_tools
 from noria.harness.tools.files import FILE_TOOLS, LIST, READ, WORKSPACE_TOOLS
+from noria.harness.tools.memory import memory_tools
 from noria.harness.tools.python import PYTHON
+from noria.harness.tools.search import search_tools
+from noria.harness.tools.summarise import SUMMARISE, summarise_with
 from noria.harness.tools.terminal import TERMINAL
 from noria.harness.tools.toolbox import (
     AnyTool,
     CommandTool,
+    Described,
     HostTool,
     InvalidCall,
     Parameter,
@@ -24,10 +30,14 @@ __all__ = [
     "LIST",
     "PYTHON",
     "READ",
+    "SUMMARISE",
     "TERMINAL",
     "WORKSPACE_TOOLS",
     "AnyTool",
+    "Archive",
+    "Browser",
     "CommandTool",
+    "Described",
     "HostTool",
     "InvalidCall",
     "Parameter",
@@ -38,5 +48,9 @@ __all__ = [
     "ToolResult",
     "Toolbox",
     "Tools",
+    "browser_tools",
+    "memory_tools",
     "parameters_schema",
+    "search_tools",
+    "summarise_with",
 ]

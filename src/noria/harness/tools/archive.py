@@ -52,9 +52,17 @@ class Archive:
     def digest(self) -> str:
         return digest(*(part for url in sorted(self.pages) for part in (url, self.pages[url])))
 
+    @cached_property
+    def origins(self) -> list[str]:
+        """Scheme and host of every page."""
+        return sorted({"://".join(urlsplit(url)[:2]) for url in self.pages})
+
     def find(self, url: str) -> tuple[str, bytes] | None:
         """(content type, content) of the page at `url`: exactly, or without its query, or its index.html."""
-        whole = urldefrag(url).url
+        try:
+            whole = urldefrag(url).url
+        except ValueError:  # no address at all, e.g. http://[
+            return None
         bare = whole.partition("?")[0]
         for address in (
             whole,

@@ -26,15 +26,27 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from noria.harness.tools.archive import Archive
-from noria.harness.tools.chromium import ActionFailed, Chromium, Page
-from noria.harness.tools.toolbox import HostTool, Parameter, SandboxFailed, ToolCall, ToolError, ToolResult, own_text
-from noria.sandbox.program import ProgramEnded
+from noria.harness.tools.chromium import ActionFailed, Chromium, ChromiumUnavailable, Page
+from noria.harness.tools.text import valid
+from noria.harness.tools.toolbox import (
+    ERROR,
+    TIMED_OUT,
+    HostTool,
+    Parameter,
+    SandboxFailed,
+    ToolCall,
+    ToolError,
+    ToolResult,
+    own_text,
+)
+from noria.sandbox import SandboxUnavailable
+from noria.sandbox.program import ProgramEnded, ProgramSilent
 
-NOTES = "browser"
-MOST_CHARACTERS, MOST_ACTIONS, MOST_PAGES = 4096, 200, 8
+NOTES, LABEL = "browser", "bubblewrap"  # the one kind of sandbox that a `LiveProgram` has
+MOST_CHARACTERS, MOST_ACTIONS = 4096, 200
+MOST_PAGES = 12
 
 Action = tuple[str, ...]  # the tool's name and its arguments
 
@@ -99,13 +111,22 @@ class PageState:
     submitted: tuple[Mapping[str, Any], ...]
 
 
+class PageHangs(RuntimeError):
+    """A page took too long; its browser was ended, and the next call starts another."""
+
+
 class Browser:
     """Pages by the actions that led to them. Starts Chromium when first needed, and again should it die.
 
-    Raises ChromiumUnavailable and SandboxUnavailable where this machine can't. Use as a context manager.
+    At most `pages` are open at once, those that were used last. Give as many as there are traces at once, or their
+    actions are done again and again.
+
+    Raises ChromiumUnavailable and SandboxUnavailable where this machine can't; as a tool's result both are
+    SandboxFailed. Use as a context manager.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pages: int = MOST_PAGES) -> None:
+        self.pages = pages
         self._chromium: Chromium | None = None
         self._lock = threading.Lock()
         self._pages: OrderedDict[tuple[str, tuple[Action, ...]], tuple[Page, PageState]] = OrderedDict()
@@ -123,16 +144,19 @@ class Browser:
     def state(self, archive: Archive, actions: Sequence[Action]) -> PageState:
         """The page after `actions`, from the nearest one that is open. Raises ActionFailed for the last of them.
 
-        Raises SandboxFailed where Chromium ends twice on the same actions, or a page computes without end.
+        Raises PageHangs where the page computes without end, SandboxFailed where Chromium ends twice on these actions.
         """
         with self._lock:
             for attempt in (1, 2):
                 try:
                     return self._state(archive, tuple(actions))
+                except ProgramSilent as error:
+                    self._end()
+                    raise PageHangs(str(error)) from error
                 except ProgramEnded as error:
                     self._end()
                     if attempt == 2:
-                        raise SandboxFailed(f"the browser ended or hung twice: {error}") from error
+                        raise SandboxFailed(f"the browser ended twice: {error}") from error
         raise AssertionError("not reached")
 
     def _state(self, archive: Archive, actions: tuple[Action, ...]) -> PageState:
@@ -143,7 +167,8 @@ class Browser:
         if known:
             page, state = self._pages.pop((archive.digest, actions[:known]))
         else:
-            self._chromium = self._chromium or Chromium()
+            self._chromium = self._chromium or Chromium(self.pages)
+            self._keep_few()
             page, state = self._chromium.open_page(archive), PageState("", "", (), ())
         done = known
         try:
@@ -153,12 +178,14 @@ class Browser:
                 done += 1
         finally:
             # An action that failed changed nothing: the page still is where the ones before it led.
+            twin = self._pages.pop((archive.digest, actions[:done]), None)
+            if twin is not None and self._chromium is not None:
+                self._chromium.close_page(twin[0])
             self._pages[archive.digest, actions[:done]] = page, state
-            self._keep_few()
         return state
 
     def _keep_few(self) -> None:
-        while len(self._pages) > MOST_PAGES and self._chromium is not None:
+        while len(self._pages) >= self.pages and self._chromium is not None:
             _, (page, _) = self._pages.popitem(last=False)
             self._chromium.close_page(page)
 
@@ -196,7 +223,7 @@ def browser_tools(pages: Archive | str, browser: Browser | None = None) -> tuple
             state = _state(browser, site, actions)
             submitted = [dict(form) for form in state.submitted]
             notes = {"actions": [list(action) for action in actions], "url": state.url, "submitted": submitted}
-            return ToolResult(shown(state), call.files, {**call.notes, NOTES: notes})
+            return ToolResult(shown(state), call.files, {**call.notes, NOTES: notes}, sandbox=LABEL)
 
         return run
 
@@ -205,7 +232,7 @@ def browser_tools(pages: Archive | str, browser: Browser | None = None) -> tuple
         if not actions:
             raise ToolError("no page is open")
         text = shown(_state(browser, archive(call), actions), call.arguments.get("line", 1))
-        return ToolResult(text, call.files, call.notes)
+        return ToolResult(text, call.files, call.notes, sandbox=LABEL)
 
     ref = Parameter("ref", "a control's ref, e.g. e3")
     return (
@@ -232,7 +259,8 @@ def shown(state: PageState, line: int = 1) -> str:
     lines = [f"page: {state.title} {state.url}", *state.lines]
     if not 1 <= line <= len(lines):
         raise ToolError(f"the page has {len(lines)} lines")
-    text, size = [], 0
+    text: list[str] = []
+    size = 0
     for at in range(line - 1, len(lines)):
         size += len(lines[at]) + 1
         if size > MOST_CHARACTERS and text:
@@ -243,9 +271,9 @@ def shown(state: PageState, line: int = 1) -> str:
 
 
 def _opening(call: ToolCall, site: Archive) -> Action:
-    url = call.arguments["url"].strip()
-    if urlsplit(url).scheme not in ("http", "https") or site.find(url) is None:
-        raise ToolError(f"{url} is not in the archive")
+    url = valid(call.arguments["url"]).strip()
+    if not url.startswith(("http://", "https://")) or site.find(url) is None:
+        raise ToolError(f"{url[:200]} is not in the archive")
     return ("open_page", url)
 
 
@@ -254,9 +282,9 @@ def _on_ref(call: ToolCall, site: Archive) -> Action:
         raise ToolError("no page is open")
     ref = call.arguments["ref"].strip()
     if not (ref[:1] == "e" and ref[1:].isascii() and ref[1:].isdigit() and len(ref) < 8):
-        raise ToolError(f"{ref} is no ref: give one like e3")
+        raise ToolError(f"{ref[:20]} is no ref: give one like e3")
     text = call.arguments.get("text")
-    return (call.tool, ref) if text is None else (call.tool, ref, text)
+    return (call.tool, ref) if text is None else (call.tool, ref, valid(text))
 
 
 def _actions(call: ToolCall) -> list[Action]:
@@ -268,6 +296,10 @@ def _state(browser: Browser | None, site: Archive, actions: Sequence[Action]) ->
         return (browser or shared_browser()).state(site, actions)
     except ActionFailed as error:
         raise ToolError(str(error)) from error
+    except PageHangs as error:
+        raise ToolError(TIMED_OUT.removeprefix(ERROR)) from error
+    except (ChromiumUnavailable, SandboxUnavailable) as error:
+        raise SandboxFailed(str(error)) from error
 
 
 def _look(page: Page) -> PageState:

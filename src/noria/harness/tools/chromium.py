@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email import message_from_bytes
 from email.policy import HTTP
 from pathlib import Path
@@ -32,10 +32,11 @@ FLAGS = (
     *("--no-first-run", "--no-zygote", "--lang=en-US", "--disable-dev-shm-usage", "--disable-breakpad"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"),
     *("--disable-default-apps", "--disable-site-isolation-trials", "--block-new-web-contents", "--hide-scrollbars"),
-    *("--window-size=1280,800", "--disable-crash-reporter", "--renderer-process-limit=1"),
+    *("--window-size=1280,800", "--disable-crash-reporter"),
     "--disable-features=BackForwardCache,Translate,OptimizationHints,MediaRouter,SpareRendererForSitePerProcess",
 )
-START_SECONDS, ANSWER_SECONDS = 60.0, 30.0  # backstops: a page that computes for so long is given up
+FOR_ITSELF, FOR_A_PAGE = (768 << 20, 192), (192 << 20, 64)  # (bytes of memory, threads): twice what a form takes
+START_SECONDS, ANSWER_SECONDS = 300.0, 60.0  # backstops: a page that computes for so long is given up
 VIRTUAL_START = 1767225600  # seconds since 1970: the date that archived pages have in noria
 VIRTUAL_MILLISECONDS = 1000
 
@@ -58,10 +59,6 @@ class ActionFailed(ValueError):
     """The page can't do this; nothing was changed. The message is for the model."""
 
 
-class PageHangs(RuntimeError):
-    """The page took too long. Its browser has been ended."""
-
-
 def find_chromium() -> str:
     """The browser's binary within /usr, which is all that the sandbox shows. Raises ChromiumUnavailable."""
     found = [DEBIAN, *filter(None, map(shutil.which, NAMES))]
@@ -72,16 +69,22 @@ def find_chromium() -> str:
 
 
 class Chromium:
-    """One browser process; its pages know nothing of each other. Raises ChromiumUnavailable, SandboxUnavailable."""
+    """One browser with room for `pages`; they know nothing of each other.
 
-    def __init__(self) -> None:
+    Raises ChromiumUnavailable, SandboxUnavailable.
+    """
+
+    def __init__(self, pages: int) -> None:
         redirected = (
             'export HOME=/work PATH=/usr/bin:/bin LANG=C.UTF-8; exec 3<&0 4>&1 </dev/null >/dev/null 2>&1; exec "$@"'
         )
         argv = ["/bin/sh", "-c", redirected, "sh", find_chromium(), *FLAGS]
-        self._program = LiveProgram(argv, BROWSER_LIMITS, BROWSER)
+        memory, tasks = FOR_ITSELF[0] + pages * FOR_A_PAGE[0], FOR_ITSELF[1] + pages * FOR_A_PAGE[1]
+        limits = replace(BROWSER_LIMITS, memory_bytes=memory, processes=tasks)
+        self._program = LiveProgram(argv, limits, BROWSER)
         self._number = 0
         self._pages: dict[str, Page] = {}
+        self._left: list[Page] = []  # closed pages, whose windows can be used again
         self.version = str(self.ask("Browser.getVersion", seconds=START_SECONDS)["product"])
 
     def close(self) -> None:
@@ -92,7 +95,7 @@ class Chromium:
         method: str,
         parameters: Mapping[str, Any] | None = None,
         session: str = "",
-        seconds: float = ANSWER_SECONDS,
+        seconds: float | None = None,
     ) -> dict[str, Any]:
         """The answer to one command. Raises ProgramEnded, and ActionFailed where Chromium refuses it."""
         number = self.tell(method, parameters, session)
@@ -114,27 +117,38 @@ class Chromium:
         self._program.send(json.dumps(message).encode() + b"\0")
         return self._number
 
-    def next_message(self, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+    def next_message(self, seconds: float | None = None) -> dict[str, Any]:
         """The next answer or event; events of a page have been given to it."""
-        message: dict[str, Any] = json.loads(self._program.receive(b"\0", seconds))
+        message: dict[str, Any] = json.loads(self._program.receive(b"\0", seconds or ANSWER_SECONDS))
         page = self._pages.get(message.get("sessionId", ""))
         if page is not None and "method" in message:
             page.handle(message["method"], message["params"])
         return message
 
     def open_page(self, archive: Archive) -> Page:
-        """A blank page with a profile of its own, which sees the network that `archive` is."""
-        context = self.ask("Target.createBrowserContext")["browserContextId"]
+        """A blank page with an empty profile that no other page has, which sees the network that `archive` is.
+
+        A new tab in the window of a closed page is several times cheaper than a window. It has a process of its own,
+        so that its clock begins anew; `Page.settle` makes sure of that.
+        """
+        left = self._left.pop() if self._left else None
+        context = left.context if left else self.ask("Target.createBrowserContext")["browserContextId"]
         target = self.ask("Target.createTarget", {"url": "about:blank", "browserContextId": context})["targetId"]
+        if left is not None:
+            self.ask("Target.closeTarget", {"targetId": left.frame})
+            self._pages.pop(left.session)
+            self.ask("Storage.clearCookies", {"browserContextId": context})
         session = self.ask("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
         page = Page(self, archive, context, target, session)
         self._pages[session] = page
+        for origin in left.archive.origins if left else ():
+            self.ask("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"}, session)
         page.set_up()
         return page
 
     def close_page(self, page: Page) -> None:
-        self._pages.pop(page.session, None)
-        self.ask("Target.disposeBrowserContext", {"browserContextId": page.context})
+        """Its window is kept for another page."""
+        self._left.append(page)
 
 
 @dataclass
@@ -151,10 +165,12 @@ class Page:
     _refs: dict[int, int] = field(default_factory=dict)  # backend node id -> number of the ref
     _submitting: str = ""  # where the form goes that is being submitted
     _settled: bool = False
+    _fresh: bool = True
 
     def set_up(self) -> None:
-        for method in ("Page.enable", "Runtime.enable", "DOM.enable", "Accessibility.enable", "Fetch.enable"):
-            self._ask(method)
+        for domain in ("Page", "Runtime", "DOM", "Accessibility", "Fetch", "Network"):
+            self._ask(f"{domain}.enable")
+        self._ask("Network.setCacheDisabled", {"cacheDisabled": True})
         self._ask("Page.addScriptToEvaluateOnNewDocument", {"source": SEEDED})
         clock = {"policy": "pause", "initialVirtualTime": VIRTUAL_START}
         self._ask("Emulation.setVirtualTimePolicy", clock)
@@ -169,7 +185,7 @@ class Page:
         It returns "" or what forbids the action. Raises ActionFailed with that, and for a ref that is not on the page.
         """
         node = next((node for node, number in self._refs.items() if number == ref), None)
-        world = self._ask("Page.createIsolatedWorld", {"frameId": self.frame})["executionContextId"]
+        world = self._world()
         try:
             if node is None:
                 raise ActionFailed("unknown")
@@ -191,6 +207,17 @@ class Page:
         self._ask("Emulation.setVirtualTimePolicy", policy)
         while not self._settled:
             self.browser.next_message()
+        if self._fresh:
+            asked = {"expression": "Date.now()", "contextId": self._world(), "returnByValue": True}
+            now = self._ask("Runtime.evaluate", asked)["result"]["value"]
+            if now != 1000 * VIRTUAL_START + VIRTUAL_MILLISECONDS:
+                raise ProgramEnded(f"the page's clock stands at {now}: its process was another page's before")
+            self._fresh = False
+
+    def _world(self) -> int:
+        """A context for scripts that the page's own can't see."""
+        world: int = self._ask("Page.createIsolatedWorld", {"frameId": self.frame})["executionContextId"]
+        return world
 
     def address(self) -> tuple[str, str]:
         """(URL, title)."""
@@ -260,6 +287,3 @@ def _parameter(part: Any, name: str) -> str:
 def _content(part: Any) -> str:
     file = part.get_filename()
     return file if file is not None else part.get_payload(decode=True).decode("utf-8", "replace")
-
-
-__all__ = ["ActionFailed", "Chromium", "ChromiumUnavailable", "Page", "PageHangs", "ProgramEnded", "find_chromium"]

@@ -19,6 +19,8 @@ ACTIONABLE = frozenset(
     "link button textbox searchbox checkbox radio combobox listbox spinbutton slider switch tab menuitem "
     "menuitemcheckbox menuitemradio Date DateTime InputTime ColorWell DisclosureTriangle".split()
 )
+# Their value says what is inside.
+WHOLE = frozenset("combobox listbox textbox searchbox spinbutton Date DateTime InputTime ColorWell".split())
 NAMED = frozenset(("heading", "image", "img", "alert", "dialog", "figure"))
 # One of these begins a new line of text; what stands between is inline.
 BLOCKS = frozenset(("paragraph", "listitem", "cell", "gridcell", "columnheader", "rowheader", "blockquote", "term"))
@@ -64,8 +66,8 @@ def _walk(node: Node, by_id: Mapping[str, Node], inside: tuple[str, ...]) -> Ite
         node, inside = waiting.pop()
         role = _role(node)
         yield node, inside
-        if role in ("combobox", "listbox", "textbox", "searchbox", "StaticText", "spinbutton"):
-            continue  # its value says what is inside
+        if role in WHOLE or role == "StaticText":
+            continue
         if role == "row" and _cells(node, by_id):
             continue
         if role in ACTIONABLE or role in NAMED:
@@ -91,7 +93,7 @@ def _control(node: Node, by_id: Mapping[str, Node]) -> str:
         chosen = [_name(option) for option in options if _property(option, "selected") is True]
         value = value or ", ".join(chosen)
         states += [" | ".join(_name(option) for option in options)] if options else []
-    if role in ("textbox", "searchbox", "combobox", "listbox", "spinbutton", "slider") or (value and role != "link"):
+    if role in WHOLE or (value and role != "link"):
         text += f" = {value}"
     return text.rstrip() + (f" ({', '.join(states)})" if states else "")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from noria.sandbox import Candidate, Outcome, Sandbox
@@ -12,6 +12,7 @@ from noria.sandbox import Candidate, Outcome, Sandbox
 # gets a leading space, so that a recorded result says by itself what it was.
 INVALID, ERROR = "invalid: ", "error: "
 TIMED_OUT = ERROR + "timeout"
+MOST_LOST = 5  # files that a command left and that can't be kept (links, pipes), of which it is told
 
 JSON_TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,
@@ -33,8 +34,9 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class _Described:
-    """`deterministic` is False where an equal call may give another result; its results are then recorded so."""
+class Described:
+    """What a model is told of a tool. `deterministic` is False where an equal call may give another result; its results
+    are then recorded so."""
 
     name: str
     description: str
@@ -42,7 +44,7 @@ class _Described:
 
 
 @dataclass(frozen=True)
-class Tool(_Described):
+class Tool(Described):
     """`source` defines run(*values) -> str. It runs inside the sandbox, in a folder with the workspace's files."""
 
     source: str
@@ -50,7 +52,7 @@ class Tool(_Described):
 
 
 @dataclass(frozen=True)
-class CommandTool(_Described):
+class CommandTool(Described):
     """A program run inside the sandbox, in the workspace: `argv(arguments)`, e.g. ["sh", "-c", command]."""
 
     argv: Callable[[Mapping[str, Any]], Sequence[str]]
@@ -58,10 +60,11 @@ class CommandTool(_Described):
 
 
 @dataclass(frozen=True)
-class HostTool(_Described):
+class HostTool(Described):
     """Our own code, outside the sandbox: a function of the call alone unless it says that it is not deterministic.
 
-    It never runs what a model wrote. What it raises as ToolError is the call's result.
+    It never runs what a model wrote. What it raises as ToolError is the call's result; a SandboxFailed says that a
+    sandbox of its own has failed; anything else is a fault of the tool's own, which the result says too.
     """
 
     run: Callable[[ToolCall], ToolResult]
@@ -89,6 +92,7 @@ class ToolResult:
     files: Mapping[str, str]
     notes: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = True
+    sandbox: str = ""  # the label of what it ran in
 
     @property
     def failed(self) -> bool:
@@ -114,6 +118,11 @@ class SandboxFailed(RuntimeError):
 class Tools(Protocol):
     """What a rollout needs of tools; a tape of recorded results is one too."""
 
+    @property
+    def described(self) -> Mapping[str, Described]:
+        """The tools by name."""
+        ...
+
     def bind(self, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
         """The named arguments of a call, from plain text or JSON. Raises InvalidCall."""
         ...
@@ -129,8 +138,13 @@ class Toolbox:
     def __init__(self, box: Sandbox, tools: Sequence[AnyTool]) -> None:
         self.box = box
         self.tools = {tool.name: tool for tool in tools}
+        self.sandbox = box.label
         if len(self.tools) != len(tools):
             raise ValueError(f"two tools of one name among {', '.join(tool.name for tool in tools)}")
+
+    @property
+    def described(self) -> Mapping[str, Described]:
+        return self.tools
 
     def bind(self, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
         known = self.tools.get(tool)
@@ -147,18 +161,29 @@ class Toolbox:
                 values = [call.arguments.get(parameter.name) for parameter in tool.parameters]
                 functions.append((place, Candidate(tool.source, "run", [values])))
             elif isinstance(tool, CommandTool):
-                outcome = self.box.run_command(tool.argv(call.arguments), _as_bytes(call.files))
-                results[place] = _command_result(call, outcome, tool.deterministic)
+                results[place] = self._run_command(tool, call)
             else:
                 results[place] = _host_result(tool, call)
         jobs = [(candidate, _as_bytes(calls[place].files)) for place, candidate in functions]
         for (place, _), outcome in zip(functions, self.box.run_functions_in(jobs), strict=True):
             call = calls[place]
-            results[place] = _function_result(call, outcome, self.tools[call.tool].deterministic)
+            result = _function_result(call, outcome, self.tools[call.tool].deterministic)
+            results[place] = self._labelled(result)
         return [results[place] for place in range(len(calls))]
 
+    def _run_command(self, tool: CommandTool, call: ToolCall) -> ToolResult | SandboxFailed:
+        try:
+            argv = tool.argv(call.arguments)
+        except Exception as error:  # noqa: BLE001 - a tool of anybody's: its fault ends no other trace
+            return _at_fault(call, error, tool.deterministic)
+        outcome = self.box.run_command(argv, _as_bytes(call.files))
+        return self._labelled(_command_result(call, outcome, tool.deterministic))
 
-def bind(tool: AnyTool, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    def _labelled(self, result: ToolResult | SandboxFailed) -> ToolResult | SandboxFailed:
+        return result if isinstance(result, SandboxFailed) else replace(result, sandbox=self.sandbox)
+
+
+def bind(tool: Described, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
     """Named arguments. Plain text is split at blanks, the last parameter takes the rest. Raises InvalidCall."""
     if isinstance(argument, str):
         words = argument.split(None, max(0, len(tool.parameters) - 1))
@@ -177,7 +202,7 @@ def bind(tool: AnyTool, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
     return dict(argument)
 
 
-def parameters_schema(tool: AnyTool) -> dict[str, Any]:
+def parameters_schema(tool: Described) -> dict[str, Any]:
     """The JSON schema of the tool's arguments, as chat endpoints and MCP want it."""
     properties = {
         p.name: {"type": p.type, "description": p.description} if p.type != "any" else {"description": p.description}
@@ -187,13 +212,13 @@ def parameters_schema(tool: AnyTool) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-def _wanted(tool: AnyTool, parameter: Parameter, given: Mapping[str, Any]) -> bool:
+def _wanted(tool: Described, parameter: Parameter, given: Mapping[str, Any]) -> bool:
     if parameter.name not in given and parameter.required:
         raise InvalidCall(f"{tool.name} needs {parameter.name}")
     return parameter.name in given
 
 
-def _typed(tool: AnyTool, parameter: Parameter, word: str) -> Any:
+def _typed(tool: Described, parameter: Parameter, word: str) -> Any:
     import json
 
     if parameter.type == "string":
@@ -213,7 +238,14 @@ def _fits(value: Any, kind: str) -> bool:
 
 
 def _as_bytes(files: Mapping[str, str]) -> dict[str, bytes]:
-    return {path: text.encode("utf-8", "surrogateescape") for path, text in files.items()}
+    return {path: _bytes(text) for path, text in files.items()}
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return text.encode("utf-8", "replace")
 
 
 def _as_text(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -225,11 +257,23 @@ def own_text(text: str) -> str:
     return " " + text if text.startswith((INVALID, ERROR)) else text
 
 
-def _host_result(tool: HostTool, call: ToolCall) -> ToolResult:
+def _host_result(tool: HostTool, call: ToolCall) -> ToolResult | SandboxFailed:
     try:
-        return tool.run(call)
+        result = tool.run(call)
+        if not isinstance(result, ToolResult):
+            raise TypeError(f"run must return a ToolResult, not {type(result).__name__}")
     except ToolError as error:
         return ToolResult(f"{ERROR}{error}", call.files, call.notes, tool.deterministic)
+    except SandboxFailed as failure:  # of a tool that has a sandbox of its own
+        return failure
+    except Exception as error:  # noqa: BLE001 - a tool of anybody's: its fault ends no other trace
+        return _at_fault(call, error, tool.deterministic)
+    return result
+
+
+def _at_fault(call: ToolCall, error: Exception, deterministic: bool) -> ToolResult:
+    said = f"{ERROR}the tool {call.tool} is at fault: {type(error).__name__}: {error}"
+    return ToolResult(said[:500], call.files, call.notes, deterministic)
 
 
 def _function_result(call: ToolCall, outcome: Outcome, deterministic: bool) -> ToolResult | SandboxFailed:
@@ -244,7 +288,10 @@ def _function_result(call: ToolCall, outcome: Outcome, deterministic: bool) -> T
 
 
 def _command_result(call: ToolCall, outcome: Outcome, deterministic: bool) -> ToolResult | SandboxFailed:
-    """Output and, where it is not 0, the exit code. A command that is stopped or dies leaves the files as they were."""
+    """Output and, where it is not 0, the exit code; then what was lost of the output and of the files.
+
+    A command that is stopped or dies leaves the files as they were.
+    """
     if outcome.status == "sandbox":
         return SandboxFailed(outcome.error)
     if outcome.status == "timeout":
@@ -252,4 +299,7 @@ def _command_result(call: ToolCall, outcome: Outcome, deterministic: bool) -> To
     if outcome.status != "ok":
         return ToolResult(f"{ERROR}{outcome.error or outcome.status}", call.files, call.notes, deterministic)
     text = outcome.output if outcome.exit_code == 0 else f"{outcome.output}\nexit code {outcome.exit_code}".lstrip("\n")
+    lost = ["(more was printed than is shown)"] if outcome.output_cut else []
+    lost += [f"(not kept: {path}: {reason})" for path, reason in sorted(outcome.skipped.items())[:MOST_LOST]]
+    text = "\n".join([text.rstrip("\n"), *lost]) if lost else text
     return ToolResult(own_text(text), _as_text(outcome.files), call.notes, deterministic)

@@ -1,0 +1,140 @@
+"""Where traces lie, and with what they were made: a folder, or an artifact with its recorded configuration."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noria.artifacts import Artifact, Store, StoreError, Unknown
+
+if TYPE_CHECKING:
+    from noria.data.tokenizer import Tokenizer
+    from noria.harness.environments.environment import Environment
+    from noria.harness.program import Program
+    from noria.harness.rollout import Budget
+    from noria.harness.traces import Entry
+
+UNBOUNDED = 1 << 20  # tokens; a context that no trace comes near
+
+
+@dataclass(frozen=True)
+class Place:
+    folder: Path
+    title: str
+    artifact: Artifact | None = None
+    inputs: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a user said of how the traces were made; None is found out."""
+
+    tokenizer: Path | None = None
+    environment: str | None = None
+    program: str | None = None
+    turns: int | None = None
+    tokens_per_turn: int | None = None
+    context: int | None = None
+
+
+class NotKnown(Unknown):
+    """What is needed to run a trace again is not recorded; the message names the option that tells it."""
+
+
+def find_place(reference: str, store: Store) -> Place:
+    """A folder; else the artifact of a key, alias or step's name. Raises StoreError."""
+    if Path(reference).is_dir():
+        return Place(_only(Path(reference)), reference)
+    key = store.resolve(reference)
+    artifact = store.get(key)
+    if artifact is None:
+        raise StoreError(f"{reference} points to {key}, which is not in {store.root}: run its recipe again")
+    inputs = tuple(found for found in map(store.get, artifact.manifest.inputs.values()) if found)
+    return Place(_only(artifact.content.parent), f"{artifact.manifest.step or reference} {key[:12]}", artifact, inputs)
+
+
+def tokenizer_of(place: Place, given: Given) -> Tokenizer | None:
+    """The one given, or the first that is found with the traces or with what they were made from."""
+    from noria.data.tokenizer import Tokenizer
+
+    if given.tokenizer is not None:
+        path = given.tokenizer / "tokenizer.json" if given.tokenizer.is_dir() else given.tokenizer
+        return Tokenizer.load(path)
+    folders = [place.folder, *(one.content for one in (place.artifact, *place.inputs) if one)]
+    found = next((file for folder in folders if (file := folder / "tokenizer.json").is_file()), None)
+    return None if found is None else Tokenizer.load(found)
+
+
+def required_tokenizer(place: Place, given: Given) -> Tokenizer:
+    found = tokenizer_of(place, given)
+    if found is None:
+        raise NotKnown(f"no tokenizer.json lies with {place.title}: give the model's folder with --tokenizer")
+    return found
+
+
+def environment_of(entry: Entry, given: Given) -> Environment:
+    """The one given, or that whose name is the family of the entry's task."""
+    from noria.harness.environments.environment import environment_names, load_environment
+
+    name = given.environment or (entry.task.family.removeprefix("agent_") if entry.task else "")
+    if not given.environment and name not in environment_names():
+        raise NotKnown(f"trace {entry.trace.id} is of family {name!r}, no environment's: give it with --environment")
+    return load_environment(name)
+
+
+def program_of(entry: Entry, place: Place, given: Given, environment: Environment) -> Program:
+    """The one given; the source that the artifact or the folder keeps; the one that the trace names; the environment's.
+
+    Its name is that in the trace, which only replays under the same one.
+    """
+    from noria.harness import load_program, program_from_source
+    from noria.harness.program import PROGRAMS
+
+    name = entry.trace.harness.partition("@")[0]
+    if given.program:
+        program = load_program(given.program)
+        return replace(program, name=name) if given.program.endswith(".py") else program
+    kept = (place.folder / "program.py", place.folder.parent / "program.py")
+    if source := _recorded(place).get("program_source"):
+        return program_from_source(source, name)
+    if path := next((path for path in kept if path.is_file()), None):
+        return program_from_source(path.read_text(encoding="utf-8"), name, str(path))
+    if name.isidentifier() and (PROGRAMS / f"{name}.py").is_file():
+        return load_program(name)
+    return environment.harness
+
+
+def budget_of(place: Place, given: Given, environment: Environment) -> Budget:
+    """Each bound: the one given, the one recorded with the artifact, the environment's."""
+    recorded = _recorded(place)
+    found: dict[str, Any] = {}
+    for name in ("turns", "tokens_per_turn"):
+        value = getattr(given, name) or recorded.get(name)
+        found |= {name: value} if value else {}
+    if recorded or given.context:
+        found["context"] = given.context or _context(place)
+    return replace(environment.budget, **found)
+
+
+def _recorded(place: Place) -> dict[str, Any]:
+    config = place.artifact.manifest.config if place.artifact else {}
+    return config if isinstance(config, dict) else {}
+
+
+def _context(place: Place) -> int:
+    """The context of the model that made the traces, which bounded them; none where no model did."""
+    for one in place.inputs:
+        path = one.content / "config.json"
+        if path.is_file():
+            return int(json.loads(path.read_text(encoding="utf-8")).get("context", UNBOUNDED))
+    return UNBOUNDED
+
+
+def _only(folder: Path) -> Path:
+    """The folder that holds all traces below `folder`, so that an index beside them is used."""
+    from noria.harness.traces.sources import find_sources
+
+    paths = {source.path.parent for source in find_sources(folder)}
+    return paths.pop() if len(paths) == 1 else folder

@@ -1,0 +1,291 @@
+"""Traces kept as blocks: equal when read again, each token once, and readable around whatever was damaged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from noria.harness.traces import Damage, Entry, Library, Query, TraceFileError, TraceWriter, build_index, load, save
+from noria.harness.traces.blocks import pack, unpack
+from noria.harness.traces.log import MARK, walk
+from noria.harness.traces.tokens import TokenPool, sequence_of
+from tests.harness.made_up_traces import entry, long_trace, task, with_sub_agents
+
+
+def written(folder: Path, *calls: list[Entry]) -> Path:
+    with TraceWriter(folder) as writer:
+        for entries in calls:
+            writer.append(entries)
+    return folder / "traces.blocks"
+
+
+def read(path: Path) -> tuple[list[Entry], list[Damage]]:
+    found = [value for _, _, value in walk(path)]
+    damages = [value for value in found if isinstance(value, Damage)]
+    return [one for value in found if not isinstance(value, Damage) for one in value], damages
+
+
+def test_what_is_packed_comes_back_equal():
+    entries = [Entry(long_trace(), task()), with_sub_agents(), entry(1, None, step=4, model="x")]
+    assert unpack(pack(entries)) == entries
+
+
+def test_log_probabilities_come_back_to_the_last_bit():
+    from dataclasses import replace
+
+    one = entry(0)
+    for values in ((0.1, -1e-300, float("-inf")), (-0.5, -0.25, 0.0)):
+        node = replace(one.trace.nodes[1], call=replace(one.trace.nodes[1].call, logprobs=values))
+        again = unpack(pack([replace(one, trace=replace(one.trace, nodes=(node,)))]))[0]
+        assert again.trace.nodes[0].call.logprobs == values
+
+
+def test_a_trace_of_many_turns_stores_its_prompt_once():
+    pool, trace = TokenPool(), long_trace(20)
+    calls = [node.call for node in trace.nodes if node.call]
+    runs = [(pool.add(call.prompt_ids), pool.add(call.token_ids)) for call in calls]
+    for call, (prompt, sampled) in zip(calls, runs, strict=True):
+        assert sequence_of(pool.tokens, prompt) == call.prompt_ids
+        assert sequence_of(pool.tokens, sampled) == call.token_ids
+    distinct = 200 + 20 * (20 + 50)  # the first prompt, then what each turn samples and is told
+    assert len(pool.tokens) <= distinct + 20
+    assert sum(len(call.prompt_ids) for call in calls) > 10 * distinct
+    assert max(len(prompt) for prompt, _ in runs) <= 3
+
+
+def test_blocks_are_a_fraction_of_the_same_traces_as_lines(tmp_path):
+    entries = [Entry(long_trace(seed=seed), task(seed), entry(seed).score) for seed in range(4)]
+    path = written(tmp_path / "blocks", entries)
+    save(tmp_path / "lines", load(tmp_path / "blocks"))
+    assert path.stat().st_size * 5 < sum(file.stat().st_size for file in (tmp_path / "lines").iterdir())
+    assert load(tmp_path / "lines") == load(tmp_path / "blocks")
+
+
+def test_a_torn_last_block_is_told_the_rest_read_and_the_next_writer_cuts_it_off(tmp_path):
+    path = written(tmp_path, [entry(0)], [entry(1)])
+    whole = path.read_bytes()
+    for cut in (1, 3, 30, len(whole) - whole.rindex(MARK) - 2):
+        path.write_bytes(whole[:-cut])
+        entries, damages = read(path)
+        assert entries == [entry(0)] and len(damages) == 1 and "torn" in str(damages[0])
+    written(tmp_path, [entry(2)])
+    assert read(path) == ([entry(0), entry(2)], [])
+
+
+def test_a_damaged_block_in_the_middle_is_named_and_the_others_are_read(tmp_path):
+    path = written(tmp_path, [entry(0)], [entry(1)], [entry(2)])
+    raw = bytearray(path.read_bytes())
+    second = raw.index(MARK, 1)
+    for place in (second + 3, second + len(MARK) + 2, second + 60):  # the mark, the length, the contents
+        broken = raw.copy()
+        broken[place] ^= 0xFF
+        path.write_bytes(broken)
+        entries, damages = read(path)
+        assert entries == [entry(0), entry(2)]
+        assert [damage.place for damage in damages] == [f"{path}, byte {second}"]
+    with pytest.raises(TraceFileError, match=f"byte {second}"):
+        load(tmp_path)
+
+
+def test_a_second_writer_of_one_file_is_refused(tmp_path):
+    with TraceWriter(tmp_path), pytest.raises(TraceFileError, match="another process"):
+        TraceWriter(tmp_path)
+    with TraceWriter(tmp_path), TraceWriter(tmp_path, "other") as other:
+        other.append([entry(0)])
+
+
+def test_a_run_that_goes_back_drops_what_it_makes_anew(tmp_path):
+    path = written(
+        tmp_path, [entry(step, step=step) for step in (0, 0, 1)], [entry(step, step=step) for step in (1, 2)]
+    )
+    with TraceWriter(tmp_path) as writer:
+        writer.rewind(5)
+        writer.rewind(1)
+        writer.append([entry(9, step=1)])
+    assert read(path)[0] == [entry(0, step=0), entry(0, step=0), entry(9, step=1)]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from noria.harness.traces import TraceWriter
+from tests.harness.made_up_traces import entry
+writer = TraceWriter(Path(sys.argv[1]))
+for number in range(10**6):
+    writer.append([entry(number)])
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_what_was_appended_survives_kill_9(tmp_path):
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"},
+    )
+    told = [int(process.stdout.readline()) for _ in range(20)]
+    process.send_signal(signal.SIGKILL)
+    told += [int(line) for line in process.stdout if line.endswith("\n")]
+    process.wait()
+    process.stdout.close()
+    entries, damages = read(tmp_path / "traces.blocks")
+    assert entries[: len(told)] == [entry(number) for number in told]
+    assert len(entries) <= len(told) + 1 and len(damages) <= 1
+
+
+# -- the index --
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    numbers, tmp_path = range(200), tmp_path_factory.mktemp("library")
+    written(tmp_path / "run", [entry(n, n % 4 / 3 if n % 7 else None, step=n // 10) for n in numbers])
+    with Library(tmp_path / "run", tmp_path / "index.sqlite") as opened:
+        yield opened
+
+
+def by_hand(library, keep):
+    return [number for number, one in library.entries() if keep(one)]
+
+
+def numbers(library, **query):
+    return [row["number"] for row in library.rows(Query(**query), 1000)]
+
+
+def test_filters_find_what_a_reading_of_all_traces_finds(library):
+    def tool(one):
+        return one.trace.nodes[2].use.tool
+
+    assert numbers(library, family="even") == by_hand(library, lambda one: one.task.family == "even")
+    assert numbers(library, outcome="truncated") == by_hand(library, lambda one: one.trace.outcome == "truncated")
+    assert numbers(library, status="failed") == by_hand(library, lambda one: one.score.status == "failed")
+    assert numbers(library, tool="search") == by_hand(library, lambda one: tool(one) == "search")
+    assert numbers(library, step_min=3, step_max=4) == by_hand(library, lambda one: one.labels["step"] in (3, 4))
+    high = by_hand(library, lambda one: (one.score.value or 0) >= 0.5 and tool(one) == "read")
+    assert numbers(library, score_min=0.5, tool="read") == high
+    assert library.count(Query(score_min=0.5, tool="read")) == len(high)
+
+
+def test_text_finds_words_and_their_beginnings_in_any_message(library):
+    assert len(numbers(library, text="needle17 token")) == 11  # 17, and 170 to 179
+    assert numbers(library, text="needle17 key17 find", family="odd") == by_hand(
+        library, lambda one: one.task.family == "odd" and "needle17" in one.trace.nodes[2].message.content
+    )
+    assert numbers(library, text="absent") == []
+    assert len(numbers(library, text='") OR "x* -- NEAR(')) == 0 and len(numbers(library, text="  ***  ")) == 200
+
+
+def test_pages_follow_an_order_and_cover_everything_once(library):
+    query = Query(order="score", descending=True)
+    pages = [library.rows(query, 30, offset) for offset in range(0, 210, 30)]
+    rows = [row for page in pages for row in page]
+    assert sorted(row["number"] for row in rows) == sorted(numbers(library))
+    scores = [row["score"] for row in rows]
+    graded = [score for score in scores if score is not None]
+    assert graded == sorted(graded, reverse=True) and scores[len(graded) :] == [None] * (len(scores) - len(graded))
+    rising = [row["score"] for row in library.rows(Query(order="score"), 1000)]
+    assert rising[: len(graded)] == graded[::-1]
+
+
+def test_a_row_and_its_entry_are_of_one_trace(library):
+    row = library.rows(Query(order="tokens"), 1, 120)[0]
+    one = library.entry(row["number"])
+    assert (row["id"], row["task"], row["outcome"]) == (one.trace.id, one.task.id, one.trace.outcome)
+    assert row["components"] == dict(one.score.components) and row["labels"] == dict(one.labels)
+    assert library.find(one.trace.id[:12]) == library.find(str(row["number"])) == row["number"]
+    with pytest.raises(TraceFileError, match="no trace"):
+        library.find("zz")
+    with pytest.raises(TraceFileError, match="no trace number 999"):
+        library.entry(999)
+
+
+def test_facets_count_every_value(library):
+    facets = library.facets()
+    assert facets["family"] == {"even": 100, "odd": 100}
+    assert facets["tool"] == {"read": 133, "search": 67} and facets["source"] == {"traces": 200}
+
+
+def test_an_index_catches_up_with_a_growing_file_and_starts_anew_with_another(tmp_path):
+    folder, index = tmp_path / "run", tmp_path / "i.sqlite"
+    with TraceWriter(folder) as writer:
+        writer.append([entry(0)])
+        with Library(folder, index) as library:
+            assert library.count() == 1
+            writer.append([entry(1), entry(2)])
+            library.refresh()
+            assert library.count() == 3 and library.facets()["family"] == {"even": 2, "odd": 1}
+    (folder / "traces.blocks").unlink()
+    written(folder, [entry(5)])
+    with Library(folder, index) as library:
+        assert [row["id"] for row in library.rows()] == [entry(5).trace.id]
+
+
+def test_a_torn_end_is_reported_until_it_is_whole(tmp_path):
+    path = written(tmp_path / "run", [entry(0)], [entry(1)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
+    with Library(tmp_path / "run", tmp_path / "i.sqlite") as library:
+        assert library.count() == 1 and "torn" in str(library.damages()[0])
+        path.write_bytes(whole)
+        library.refresh()
+        assert library.count() == 2 and library.damages() == []
+
+
+def test_a_damaged_index_is_made_anew(tmp_path):
+    written(tmp_path / "run", [entry(0)])
+    (tmp_path / "i.sqlite").write_bytes(b"no database at all" * 100)
+    with Library(tmp_path / "run", tmp_path / "i.sqlite") as library:
+        assert library.count() == 1
+
+
+def test_an_index_made_beside_the_traces_is_used_for_copies_too(tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    written(tmp_path / "run", [entry(0), entry(1)])
+    build_index(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    before = (tmp_path / "copy" / "index.sqlite").read_bytes()
+    with Library(tmp_path / "copy") as library:
+        assert library.count() == 2
+    assert (tmp_path / "copy" / "index.sqlite").read_bytes() == before and not (tmp_path / "cache").exists()
+
+
+def test_traces_of_before_as_lines_are_listed_and_bad_lines_named(tmp_path):
+    written(tmp_path / "blocks", [entry(0), entry(1), entry(2)])
+    lines = tmp_path / "all" / "rl" / "heldout"
+    save(lines, load(tmp_path / "blocks"))
+    written(tmp_path / "all" / "more", [entry(3)])
+    texts = (lines / "traces.jsonl").read_text().splitlines(keepends=True)
+    (lines / "traces.jsonl").write_text(texts[0] + "{broken\n" + texts[2])
+    with Library(tmp_path / "all", tmp_path / "i.sqlite") as library:
+        assert library.facets()["source"] == {"rl/heldout": 2, "more/traces": 1}
+        assert [damage.place for damage in library.damages()] == [f"{lines / 'traces.jsonl'}:2"]
+        assert [library.entry(number) for number in numbers(library)] == [entry(3), entry(0), entry(2)]
+    with (lines / "traces.jsonl").open("a") as stream:
+        stream.write(texts[1][:-9])
+    with Library(tmp_path / "all", tmp_path / "i.sqlite") as library:
+        assert library.count() == 3 and "traces.jsonl:4" in str(library.damages()[-1])
+
+
+def test_undecodable_bytes_survive_both_formats(tmp_path):
+    one = Entry(long_trace(2), task(), entry(0).score)
+    written(tmp_path / "blocks", [one])
+    save(tmp_path / "lines", load(tmp_path / "blocks"))
+    assert load(tmp_path / "lines").traces == (one.trace,)
+    with Library(tmp_path / "lines", tmp_path / "i.sqlite") as library:
+        assert library.entry(1).trace == one.trace and library.count(Query(text="see")) == 1
+
+
+def test_a_folder_without_traces_says_so(tmp_path):
+    (tmp_path / "traces.jsonl").write_text('{"token_ids": [1]}\n')  # what distillation keeps under that name
+    with pytest.raises(TraceFileError, match="holds no traces"):
+        Library(tmp_path, tmp_path / "i.sqlite")

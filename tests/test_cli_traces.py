@@ -1,0 +1,128 @@
+"""`noria traces` as a user has it: what is printed, what --json gives, which exit code tells what."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from noria.cli import app, status_of
+from noria.data.tokenizer import train_tokenizer
+from noria.harness import Arena, ScriptedSampler, load_program
+from noria.harness.environments import lookup
+from noria.harness.traces import Entry, Library, TraceWriter, load
+from tests.harness.made_up_traces import entry, with_sub_agents
+
+
+@pytest.fixture(scope="module")
+def rolled(tmp_path_factory) -> Path:
+    """Real rollouts in a folder, with the tokenizer beside them."""
+    folder = tmp_path_factory.mktemp("rolled")
+    tokenizer = train_tokenizer([f"find see value read list error invalid {' '.join(lookup.WORDS)}"] * 10, 400)
+    tokenizer.save(folder / "tokenizer.json")
+    environment = lookup.ENVIRONMENT
+    tasks, grader = environment.generate(6, 0, "train"), environment.grader()
+    with Arena(load_program("files"), tokenizer, grader, environment.tools, 5, 12) as arena:
+        recorded = arena.record(tasks, 0, ScriptedSampler(tokenizer, lookup.hasty(0.7)), 256)
+    with TraceWriter(folder) as writer:
+        writer.append(recorded.entries(step=1))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["traces", *map(str, arguments)], standalone_mode=False)
+    if done.exception is not None:
+        raise done.exception
+    return done.return_value or 0, done.output
+
+
+def test_a_list_is_filtered_and_sorted_and_json_has_the_total(tmp_path):
+    with TraceWriter(tmp_path / "run") as writer:
+        writer.append(entry(number, number % 4 / 3, step=number) for number in range(40))
+    code, text = run("list", "run", "--family", "odd", "--limit", 3)
+    assert code == 0 and "3 of 20 traces" in text and "find the value of key1" in text
+    options = ("--score-min", 0.5, "--order", "step", "--falling", "--limit", 2, "--page", 2, "--json")
+    found = json.loads(run("list", "run", *options)[1])
+    assert found["total"] == 20 and [row["step"] for row in found["traces"]] == [35, 34]
+    assert json.loads(run("list", "run", "--text", "needle7", "--step", 7, "--json")[1])["total"] == 1
+
+
+def test_bad_use_is_told(tmp_path, capsys):
+    TraceWriter(tmp_path / "run").close()
+    assert status_of(["traces", "list", "run", "--order", "colour"]) == 2
+    assert status_of(["traces", "show", "run", "5"]) == 2 and "no trace number 5" in capsys.readouterr().err
+    assert status_of(["traces", "list", "nowhere"]) == 2 and "nowhere" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert status_of(["traces", "list", "empty"]) == 2 and "holds no traces" in capsys.readouterr().err
+
+
+def test_a_trace_is_shown_without_control_characters(tmp_path):
+    from dataclasses import replace
+
+    one = with_sub_agents()
+    nodes = (replace(one.trace.nodes[0], message=replace(one.trace.nodes[0].message, content="\x1b[2J\udcff here")),)
+    with TraceWriter(tmp_path / "run") as writer:
+        writer.append([one, Entry(replace(one.trace, id="control", nodes=nodes))])
+    code, text = run("show", "run", "sub-agents")
+    assert code == 0 and "result of assign_task" in text and "reply of bob" in text and "turns -0.500" in text
+    text = run("show", "run", "control")[1]
+    assert "\x1b" not in text and "\\x1b[2J\\xdcff here" in text
+    assert json.loads(run("show", "run", 1, "--json")[1])["trace"]["id"] == "sub-agents"
+
+
+@pytest.mark.slow
+def test_real_rollouts_replay_execute_again_and_grade_alike(rolled, tmp_path):
+    code, text = run("replay", rolled)
+    assert code == 0 and "6 of 6 traces replay exactly" in text
+    found = json.loads(run("reexecute", rolled, "--json")[1])
+    assert found["traces"] == 6 and found["equal"] > 6 and found["differs"] == found["failed"] == found["off_tape"] == 0
+    assert run("regrade", rolled)[0] == 0
+    code, text = run("replay", rolled, "--turns", 1)
+    assert code == 1 and "#1" in text
+    code, text = run("replay", rolled, "--trace", 2, "--program", "plain")
+    assert code == 1 and "0 of 1" in text
+
+
+@pytest.mark.slow
+def test_regrading_says_what_changed_and_writes_the_new_scores(rolled, tmp_path):
+    from dataclasses import replace
+
+    with Library(rolled) as library, TraceWriter(tmp_path / "wrong") as writer:
+        entries = [one for _, one in library.entries()]
+        wrong = replace(entries[0], score=replace(entries[0].score, value=1.0 - entries[0].score.value))
+        writer.append([wrong, *entries[1:]])
+    code, text = run("regrade", "wrong", "--out", "right")
+    assert code == 1 and "#1:" in text and "5 of 6 traces have the same score" in text
+    assert load(tmp_path / "right").scores == tuple(one.score for one in entries)
+
+
+def test_what_is_not_known_names_the_option_that_tells_it(tmp_path, capsys):
+    with TraceWriter(tmp_path / "run") as writer:
+        writer.append([entry(1)])
+    assert status_of(["traces", "replay", "run"]) == 2 and "--tokenizer" in capsys.readouterr().err
+    assert status_of(["traces", "regrade", "run"]) == 2 and "--environment" in capsys.readouterr().err
+
+
+def test_exports_are_written_in_each_format(tmp_path):
+    with TraceWriter(tmp_path / "run") as writer:
+        writer.append([with_sub_agents(), entry(1)])
+    assert run("export", "run", "atif")[0] == 0
+    files = sorted((tmp_path / "atif").iterdir())
+    assert [json.loads(path.read_text())["schema_version"] for path in files] == ["ATIF-v1.7"] * 2
+    assert run("export", "run", "log.eval", "--format", "inspect")[0] == 0
+    assert "header.json" in zipfile.ZipFile(tmp_path / "log.eval").namelist()
+    assert run("export", "run", "lines", "--format", "jsonl")[0] == 0
+    assert load(tmp_path / "lines") == load(tmp_path / "run")
+    assert run("export", "run", "one.html", "--format", "html", "--trace", 1)[0] == 0
+    assert "<script>" in (tmp_path / "one.html").read_text()
+    assert status_of(["traces", "export", "run", "two.html", "--format", "html"]) == 2
+    assert status_of(["traces", "export", "run", "lines"]) == 2
