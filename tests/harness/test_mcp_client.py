@@ -27,6 +27,8 @@ def ask(client: McpClient, what: str) -> str:
 class NoSandbox:
     """Host tools need none."""
 
+    label = ""
+
     def run_functions_in(self, jobs: list[object]) -> list[object]:
         assert not jobs
         return []
