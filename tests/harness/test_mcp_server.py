@@ -147,7 +147,8 @@ def test_a_client_from_pypi_starts_ours_by_its_command(tmp_path: Path):
 
 
 def test_sets_of_tools_are_found_by_name_or_in_a_file(tmp_path: Path):
-    assert "files" in tool_sets()
+    assert {"files", "memory", "terminal"} <= set(tool_sets())
+    assert [tool.name for tool in tools_named(["memory"])] == ["remember", "recall", "forget"]
     mine = tmp_path / "mine.py"
     mine.write_text("from noria.harness.tools import Tool\nT = Tool('add', 'add', (), source='def run(): return 1')")
     names = [tool.name for tool in tools_named(["files", str(mine)])]

@@ -12,6 +12,8 @@ import openai
 import pytest
 
 from noria.data.chat_tokenizer import load_chat_tokenizer
+from noria.deployment.api_keys import key_digest
+from noria.deployment.gateway import GatewayOptions, background
 from noria.harness.message_graph import RecordedCall, RecordedReply, conversation_trace
 from noria.harness.recording import RecordingError, RecordingServer, recorded_traces, recording
 from noria.inference import Engine
@@ -99,6 +101,18 @@ def test_agents_are_told_apart_by_url_or_header_and_others_are_not_recorded(serv
     with pytest.raises(ValueError, match="name"):
         server.base_url("a/b")
     assert sorted(path.name for path in server.recorder.folder.iterdir()) == ["a.jsonl", "b.jsonl"]
+
+
+def test_keys_guard_named_traces_as_they_guard_all_else(folder: Path, tmp_path: Path):
+    options = GatewayOptions(
+        tmp_path / "log.sqlite", port=0, record=tmp_path / "recorded", keys={key_digest("k" * 20): "ann"}
+    )
+    body = {"model": "noria", "max_tokens": 2, "messages": [{"role": "user", "content": "hello"}]}
+    with background(folder, options) as address:
+        url = f"{address}/traces/t1/v1/chat/completions"
+        assert httpx.post(url, json=body).status_code == 401
+        assert httpx.post(url, json=body, headers={"Authorization": "Bearer " + "k" * 20}).status_code == 200
+    assert [trace.task_id for trace in recorded_traces(tmp_path / "recorded")] == ["t1"]
 
 
 def test_a_recording_that_is_broken_names_its_line(tmp_path: Path):

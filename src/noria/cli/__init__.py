@@ -1,5 +1,5 @@
 """The commands: noria run | plan | rft | grader | env | traces | why | lineage | forget | eval | chat | serve |
-import | export | mcp serve | tools | call | recorded | report | runs | sandbox | doctor | gc.
+import | export | import-tasks | mcp serve | tools | call | recorded | report | runs | doctor | gc | sandbox.
 
 A command loads what it needs when it is called, so that the quick ones stay quick. An error that noria raises itself is
 a message for the user; only a defect gives a traceback.
@@ -15,12 +15,15 @@ import typer
 from noria.cli.app import BAD_USE, FAILED, INTERRUPTED, OK, app
 
 # Each of these adds its commands to `app`, in the order of --help.
-from noria.cli import chain, rft, env, traces, records, models, mcp, recorded, sandbox, upkeep  # isort: skip
+from noria.cli import (  # isort: skip
+    chain, rft, env, traces, records, models, import_tasks, mcp, recorded, upkeep, sandbox
+)  # fmt: skip
 
 __all__ = [
     "app",
     "chain",
     "env",
+    "import_tasks",
     "main",
     "mcp",
     "models",

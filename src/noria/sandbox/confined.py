@@ -1,4 +1,7 @@
-"""The same sandbox for a long-lived program that you chose and that need not be bounded: an MCP server, say."""
+"""Namespaces for a long-lived program that you chose and that need not be bounded: an MCP server, say.
+
+Less than `Sandbox` gives, and for another use: no seccomp filter, no limits, your own user in another namespace.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from noria.sandbox import bubblewrap
+from noria.sandbox.bubblewrap import NOBODY, find, readable_paths
 from noria.sandbox.check import SandboxUnavailable, check
-from noria.sandbox.limits import Limits, Profile
+from noria.sandbox.limits import Profile
 
 
 def confined(
@@ -18,25 +21,31 @@ def confined(
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """`argv` made to run in a sandbox as a long-lived program that you chose: an MCP server, say, not a model's code.
+    """The command that runs `argv` without network, capabilities and any files but the system's, this environment's
+    packages and the folders given, at their own paths; /tmp and /work are its own and empty.
 
-    It has no network, no capabilities and no files but the system's, this environment's packages and the folders given,
-    at their own paths; /tmp and /work are its own and empty. It has no seccomp filter, and no limits but on /work.
     `folder` is where it starts, else /work. Raises SandboxUnavailable.
     """
-    report = check()
-    if not report.available:
+    report, path = check(), find()
+    if not report.available or path is None:
         raise SandboxUnavailable(report.detail)
-    program, profile = bubblewrap.find(), Profile()
-    assert program is not None, "check() found one"
-    bare = bubblewrap.mounts_and_limits(Limits(), profile, {path: path for path in bubblewrap.readable_paths(profile)})
-    arguments = [program, *(argument for argument in bare if argument != "--as-pid-1")]
-    mounts = ["--tmpfs", "/tmp"]
+    arguments = [path, "--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL", "--new-session"]
+    arguments += ["--die-with-parent", "--clearenv", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+    for name in ("lib", "lib64", "lib32", "bin"):
+        top = Path("/", name)
+        if top.is_symlink():
+            arguments += ["--symlink", f"usr/{name}", str(top)]
+        elif top.is_dir():
+            arguments += ["--ro-bind", str(top), str(top)]
+    for shown in readable_paths(Profile()):
+        arguments += ["--ro-bind", shown, shown]
+    for device in ("null", "zero", "urandom"):
+        arguments += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    arguments += ["--tmpfs", "/tmp", "--tmpfs", "/work"]
     for kind, folders in (("--ro-bind", (Path(sys.prefix), *readable)), ("--bind", writable)):
         for one in folders:
-            mounts += [kind, str(one.absolute()), str(one.absolute())]
+            arguments += [kind, str(one.absolute()), str(one.absolute())]
     for name, value in {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", **(environment or {})}.items():
-        mounts += ["--setenv", name, value]
-    start = ["--chdir", str(folder.absolute())] if folder else []
-    sealed = arguments.index("--remount-ro")
-    return [*arguments[:sealed], *mounts, *start, *arguments[sealed:], *argv]
+        arguments += ["--setenv", name, value]
+    start = str(folder.absolute()) if folder else "/work"
+    return [*arguments, "--chdir", start, "--remount-ro", "/", *argv]

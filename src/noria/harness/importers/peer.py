@@ -21,6 +21,7 @@ from noria.harness.importers.imported import ImportRefused
 
 LOOP = Path(__file__).with_name("worker_loop.py")
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER")  # no keys of ours for code of others
+KEPT_FAMILIES = ("HF_HOME", "HF_HUB_", "HF_DATASETS_", "INSPECT_EVALS_", "XDG_CACHE_")  # where data sets are kept
 
 
 class PeerFailed(RuntimeError):
@@ -37,7 +38,7 @@ class Peer:
         self._timeout_seconds, self._package, self._python = timeout_seconds, package, python
         self._log = tempfile.TemporaryFile("w+")
         self._lock = threading.Lock()
-        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_FAMILIES)}
         try:
             self._process = subprocess.Popen(
                 [python, "-P", str(LOOP), str(worker), json.dumps(settings)],
@@ -45,7 +46,7 @@ class Peer:
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 text=True,
-                env={**kept, "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"},
+                env={**kept, "PYTHONSAFEPATH": "1"},
             )
         except OSError as error:
             self._log.close()

@@ -127,9 +127,15 @@ class _Environment:
         ]
 
     async def score(self, place: int, reply: str) -> dict[str, Any]:
-        row = self.rows[place]
-        state = await self.env.init_state(row, client=None, model="none", sampling_args=None)
-        state["completion"] = [{"role": "assistant", "content": reply}]
+        from verifiers.types import ClientConfig
+        from verifiers.utils.message_utils import normalize_messages
+
+        os.environ.setdefault("NORIA_NO_KEY", "none")
+        nowhere = ClientConfig(api_base_url="http://127.0.0.1:9/v1", api_key_var="NORIA_NO_KEY")  # never asked
+        state = await self.env.init_state(self.rows[place], client=nowhere, model="none", sampling_args=None)
+        said = [{"role": "assistant", "content": reply}]
+        state["completion"] = normalize_messages(said, field_name="completion")
+        state["is_completed"] = True
         await self.env.rubric.score_rollout(state)
         values = {name: float(value) for name, value in (state.get("metrics") or {}).items()}
         return {"value": float(state["reward"]), "values": values, "evidence": ""}

@@ -195,7 +195,7 @@ def _start(portal: BlockingPortal, server: str | Command, timeout_seconds: float
         if starting.cancelled_caught:
             raise TimeoutError(f"no answer in {timeout_seconds:g} s")
 
-    name = server if isinstance(server, str) else " ".join(server.argv)
+    name = (server if isinstance(server, str) else " ".join(server.argv))[:200]
     try:
         task, (client, leave) = portal.start_task(hold)
     except BaseException as error:  # a group of errors, where several tasks of the transport failed

@@ -7,6 +7,7 @@ Calls run one after another: they share the workspace and the notes that tools k
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -113,8 +114,7 @@ def tools_named(names: Sequence[str]) -> tuple[AnyTool, ...]:
             defined = _tools_of_file(Path(name))
         else:
             known = {module.name for module in pkgutil.iter_modules(our_tools.__path__)}
-            module = importlib.import_module(f"{our_tools.__name__}.{name}") if name in known else None
-            defined = _tools_in(vars(module)) if module else []
+            defined = _tools_of_set(name) if name in known else []
         if not defined:
             raise UnknownTools(
                 f"no tools {name!r}; there are {', '.join(tool_sets())}, and any .py file that defines some"
@@ -126,7 +126,16 @@ def tools_named(names: Sequence[str]) -> tuple[AnyTool, ...]:
 def tool_sets() -> list[str]:
     """The sets of tools that need no more than a workspace."""
     names = sorted(module.name for module in pkgutil.iter_modules(our_tools.__path__))
-    return [name for name in names if _tools_in(vars(importlib.import_module(f"{our_tools.__name__}.{name}")))]
+    return [name for name in names if _tools_of_set(name)]
+
+
+def _tools_of_set(name: str) -> list[AnyTool]:
+    """The tools that a module defines, or that its function NAME_tools makes where that needs nothing."""
+    module = importlib.import_module(f"{our_tools.__name__}.{name}")
+    make = getattr(module, f"{name}_tools", None)
+    if make is not None and all(p.default is not p.empty for p in inspect.signature(make).parameters.values()):
+        return list(make())
+    return _tools_in(vars(module))
 
 
 def _tools_of_file(path: Path) -> list[AnyTool]:
