@@ -132,6 +132,25 @@ def test_the_check_of_a_broken_file_exits_with_one_and_says_which_gate(capsys, t
     assert status == 1 and '"passed": false' in told.out
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("gold=lambda task: lambda messages, seed: {}[0]", "broken: a policy raised KeyError: 0"),
+        ("gold=lambda task: 1 / 0", "broken: a policy raised ZeroDivisionError"),
+        ("generate=lambda count, seed, split: [][0]", "broken: generate raised IndexError"),
+        ("grader=lambda: int('x')", "broken: grader raised ValueError"),
+    ],
+)
+def test_a_file_that_raises_later_is_told_of_with_its_place(capsys, tmp_path, broken, said):
+    path = tmp_path / "broken.py"
+    path.write_text(
+        "from dataclasses import replace\nfrom noria.harness.environments.calculator import ENVIRONMENT as E\n"
+        f"ENVIRONMENT = replace(E, name='broken', {broken})\n"
+    )
+    status, told = command(capsys, "check", str(path), "--tasks", "6", "--repeats", "3")
+    assert status == 2 and said in told.err and "broken.py:3" in told.err
+
+
 def test_bad_use_exits_with_two(capsys):
     for arguments in (["check"], ["check", "nothing"], ["show", "lookup", "--split", "test"]):
         status, told = command(capsys, *arguments)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from noria.grading.grader import crash
 from noria.harness.baselines import at_random, silent, slipping, tokenizer_of
-from noria.harness.environments.environment import Environment
+from noria.harness.environments.environment import Environment, EnvironmentFileError
 from noria.harness.gates import Evidence, Fuzzed, Gate, Repeated, all_gates
 from noria.harness.hostile_traces import hostile_traces
 from noria.harness.policy import ScriptedPolicy
@@ -21,6 +22,9 @@ from noria.harness.tools.toolbox import INVALID
 from noria.harness.traces import Recorded
 from noria.sandbox import Limits, Sandbox
 from noria.types import Task, Trace, seed_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # A tool takes milliseconds. The backstop of wall time is far above, so that a busy machine decides nothing.
 TOOL_LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0)
@@ -68,8 +72,9 @@ def collect(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evidence:
     """The runs that the gates judge."""
-    splits = {split: environment.generate(count, seed, split) for split in environment.splits}
-    again = {split: environment.generate(count, seed, split) for split in environment.splits}
+    generate = _blamed("generate", environment, environment.generate)
+    splits = {split: generate(count, seed, split) for split in environment.splits}
+    again = {split: generate(count, seed, split) for split in environment.splits}
     tasks = splits["heldout"]
     with Sandbox(TOOL_LIMITS) as box:
         toolbox = Toolbox(box, environment.tools)
@@ -114,7 +119,8 @@ class _Player:
         progress: Callable[[int, int], None],
     ) -> None:
         self.environment, self.toolbox, self.tasks, self.seed = environment, toolbox, tuple(tasks), seed
-        self.tokenizer, self.grader = tokenizer_of(environment, tasks), environment.grader()
+        self.tokenizer = tokenizer_of(environment, tasks)
+        self.grade = _blamed("the grader", environment, _blamed("grader", environment, environment.grader)().grade)
         self.program, self.progress, self.done = environment.harness, progress, 0
         self.subagents = environment.subagents
         if self.subagents and environment.helper:
@@ -124,7 +130,8 @@ class _Player:
     def play(self, policy_of: Callable[[Task], Policy], repeats: int = 1) -> Recorded:
         tasks = [task for task in self.tasks for _ in range(repeats)]
         seeds = [seed_of(self.seed, task.id, number) for task in self.tasks for number in range(repeats)]
-        policies = {task.id: policy_of(task) for task in self.tasks}
+        make = _blamed("a policy", self.environment, policy_of)
+        policies = {task.id: _blamed("a policy", self.environment, make(task)) for task in self.tasks}
         policy = ScriptedPolicy(lambda task: policies[task.id], self.tokenizer)
         made = rollouts(
             zip(tasks, seeds, strict=True),
@@ -138,7 +145,7 @@ class _Player:
         traces = tuple(made)
         self.done += 1
         self.progress(self.done, runs_of(self.environment))
-        return Recorded(tuple(tasks), traces, tuple(self.grader.grade(tasks, traces)))
+        return Recorded(tuple(tasks), traces, tuple(self.grade(tasks, traces)))
 
 
 def calls_of(run: Recorded) -> list[tuple[ToolCall, str]]:
@@ -184,6 +191,24 @@ def _fuzz(environment: Environment, null: Recorded) -> Iterator[Fuzzed]:
                 continue
             broken = score.reason == "crash" and hostile.outcome not in ("harness_error", "aborted")
             yield Fuzzed(what, score, score.evidence if broken else "")
+
+
+def _blamed(what: str, environment: Environment, function: Callable[P, T]) -> Callable[P, T]:
+    """`function` of an environment's file; what it raises is an error of that file, with its place."""
+
+    def call(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return function(*arguments, **named)
+        except Exception as error:
+            if type(error).__module__.startswith("noria."):
+                raise
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{frame.filename}:{frame.lineno}"
+            raise EnvironmentFileError(
+                f"{environment.name}: {what} raised {type(error).__name__}: {error} ({place})"
+            ) from error
+
+    return call
 
 
 def _at(slips: Callable[[Task, float], Policy], noise: float) -> Callable[[Task], Policy]:

@@ -26,7 +26,14 @@ from noria.types import Message, Task, Trace, digest
 
 FAMILY, DOMAIN = "agent_parallel", "agent"
 KINDS = ("independent", "independent", "single", "dependent")
-SHAPES = ((3, 3), (3, 4), (4, 4), (2, 2, 2), (2, 3, 3), (3, 3, 3))  # lengths of the chains: max + 3 <= sum
+SHAPES: tuple[tuple[int, ...], ...] = (
+    (3, 3),
+    (3, 4),
+    (4, 4),
+    (2, 2, 2),
+    (2, 3, 3),
+    (3, 3, 3),
+)  # lengths of the chains: max + 3 <= sum
 DECOYS = 3
 
 

@@ -129,11 +129,11 @@ def gold(task: Task) -> Policy:
                 seen |= {name: text for name, text in HEADER.findall(message.content) if text != "(pruned)"}
         words = messages[0].content.split()
         place, left = words[-1], len(words) // 2 - 1
-        of = dict(match.groups() for text in seen.values() if (match := SUCCESSOR.fullmatch(text)))
+        of = {match[1]: match[2] for text in seen.values() if (match := SUCCESSOR.fullmatch(text))}
         while left and place in of:
             place = of[place]
             left -= 1
-        numbers = dict(match.groups() for text in seen.values() if (match := NUMBER.fullmatch(text)))
+        numbers = {match[1]: match[2] for text in seen.values() if (match := NUMBER.fullmatch(text))}
         if idle := sorted(name for name in seen if name not in task.hidden["targets"]):
             return call("prune_chunks", *idle)
         if not left and place in numbers:
