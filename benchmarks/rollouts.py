@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,12 @@ def main() -> int:
 def measure(folder: Path, work: Path, python: str, count: int, repetitions: int) -> list[Row]:
     """Every way once a repetition, after one that warms up; each way's rollouts a second."""
     tokenizer, model = Tokenizer.load(folder / "tokenizer.json"), load_model(folder)
-    with server(folder, work / "traffic.sqlite", CONCURRENT) as (_, port), Sandbox() as box:
+    with server(folder, work / "traffic.sqlite", CONCURRENT) as (serving, port), Sandbox() as box:
         url = f"http://127.0.0.1:{port}/v1"
         endpoint = EndpointPolicy(Endpoint(url, "model", connections=CONCURRENT))
         engine = TokenPolicy(Engine(model, tokenizer.end), tokenizer)
         plain, boxed = Toolbox(box, HOST_TOOLS), Toolbox(box, FILE_TOOLS)
-        with endpoint, peer(python, url, work) as (name, ask):
+        with endpoint, peer(python, url, work) as (name, ask, peer_process):
             ways: dict[str, Callable[[int], float]] = {
                 "theirs": ask,
                 "endpoint": lambda number: ours(endpoint, plain, number),
@@ -96,17 +96,30 @@ def measure(folder: Path, work: Path, python: str, count: int, repetitions: int)
             for way in ways.values():
                 way(CONCURRENT)
             speeds: dict[str, list[float]] = {way: [] for way in ways}
+            busy: dict[str, list[float]] = {way: [] for way in ways}
             for _ in range(repetitions):
                 for way, run in ways.items():
+                    processes = (serving.pid, peer_process if way == "theirs" else os.getpid())
+                    before = processor_seconds(processes)
                     speeds[way].append(count / run(count))
+                    busy[way].append((processor_seconds(processes) - before) / count)
     case = f"{count} rollouts of {TURNS} turns, {CONCURRENT} at a time"
     unit = "rollouts/s"
 
     def row(what: str, mine: str, other: str, peer_name: str) -> Row:
         return paired_row(f"{case}: {what}", peer_name, speeds[mine], speeds[other], unit, lower_is_better=False)
 
+    work_row = paired_row(
+        f"{case}: over the endpoint, client and server together",
+        name,
+        busy["endpoint"],
+        busy["theirs"],
+        "processor seconds a rollout",
+        lower_is_better=True,
+    )
     return [
         row("over the endpoint", "endpoint", "theirs", name),
+        work_row,
         row("over the endpoint, tools in the sandbox", "endpoint, sandbox", "theirs", name),
         row("token in, token out", "engine", "theirs", f"{name} over the endpoint"),
         row("token in, token out", "engine", "endpoint", "ours over the endpoint"),
@@ -126,6 +139,12 @@ def ours(policy: ChatPolicy, tools: Tools, count: int) -> float:
     return time.perf_counter() - started
 
 
+def processor_seconds(processes: Sequence[int]) -> float:
+    """What they have used so far, in user and system mode; Linux tells it of any process."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes]
+    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+
+
 def turns(trace: Trace) -> int:
     return int(trace.facts["turns"])
 
@@ -136,8 +155,8 @@ def check(count: int, made: float) -> None:
 
 
 @contextlib.contextmanager
-def peer(python: str, url: str, work: Path) -> Iterator[tuple[str, Callable[[int], float]]]:
-    """Its name, and what runs so many rollouts with it and gives the seconds."""
+def peer(python: str, url: str, work: Path) -> Iterator[tuple[str, Callable[[int], float], int]]:
+    """Its name, what runs so many rollouts with it and gives the seconds, and its process."""
     order = {
         "url": url,
         "model": "model",
@@ -174,7 +193,7 @@ def peer(python: str, url: str, work: Path) -> Iterator[tuple[str, Callable[[int
         return done["seconds"]
 
     try:
-        yield answer()["name"], ask
+        yield answer()["name"], ask, process.pid
     finally:
         process.kill()
         process.wait()

@@ -10,7 +10,7 @@ import pytest
 from noria.data.readers import write_warc
 from noria.harness.tools import chromium as chromium_module
 from noria.harness.tools.archive import Archive
-from noria.harness.tools.browser import MOST_PAGES, Browser, browser_tools, shown
+from noria.harness.tools.browser import Browser, browser_tools, shown
 from noria.harness.tools.chromium import ChromiumUnavailable, form_fields
 from noria.harness.tools.outline import outline
 from noria.harness.tools.toolbox import ToolCall, ToolError, bind
@@ -169,7 +169,7 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def browser():
-    with Browser() as browser:
+    with Browser(pages=4) as browser:
         yield browser
 
 
@@ -291,7 +291,39 @@ def test_a_window_that_is_used_again_keeps_nothing_of_the_page_before(browser):
         visit("open_page", "http://site.test/clock.html")
     Visit(browser)("open_page", "http://site.test/order.html")
     assert Visit(browser)("open_page", "http://site.test/clock.html") == first
-    assert len(browser._pages) <= MOST_PAGES and len(browser._chromium._left) <= MOST_PAGES
+    assert len(browser._pages) <= 4 and len(browser._chromium._left) <= 4
+
+
+@pytest.mark.slow
+def test_a_field_takes_any_text_and_replays_with_it(browser):
+    visit = Visit(browser)
+    visit("open_page", "http://site.test/search.html")
+    for text in ("\0", "\udcff", "\ud800x", "</script>", "' + 1 + '", "${1}", "\u202e", "x" * 100_000, "🦆"):
+        visit("fill", {"ref": "e1", "text": text})
+    visit("click", "e2")
+    assert visit.submitted[0]["fields"] == [["q", "🦆"]]
+    browser._pages.clear()
+    assert visit("read_page").startswith("page: Found")
+
+
+@pytest.mark.slow
+def test_an_archive_of_a_real_host_is_browsed_by_its_own_addresses(browser, tmp_path):
+    pages = [
+        ("https://docs.example.org/", b"<title>Docs</title><a href=guide?v=2>Guide</a>"),
+        (
+            "https://docs.example.org/guide?v=2",
+            "<title>Guide</title><h1>Über</h1><img src=/logo.png alt=logo>".encode(),
+        ),
+    ]
+    write_warc(tmp_path / "pages.warc.gz", pages)
+    tools = {tool.name: tool for tool in browser_tools(Archive.from_warc(tmp_path / "pages.warc.gz"), browser)}
+    first = tools["open_page"].run(ToolCall("open_page", {"url": "https://docs.example.org/"}))
+    second = tools["click"].run(ToolCall("click", {"ref": "e1"}, {}, first.notes))
+    assert second.text.splitlines() == [
+        "page: Guide https://docs.example.org/guide?v=2",
+        "heading: Über",
+        "image: logo",
+    ]
 
 
 @pytest.mark.slow

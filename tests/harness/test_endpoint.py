@@ -178,6 +178,24 @@ def test_a_reply_that_was_cut_off_is_truncated(serve, tools):
     assert trace.outcome == "truncated"
 
 
+@pytest.mark.parametrize(
+    "message",
+    [{"content": 5}, {"content": {"text": 5}}, {"content": "x", "tool_calls": [{"function": 1}]}, {"content": [1]}, 7],
+)
+def test_a_reply_of_another_form_is_a_failure(message):
+    raw = json.dumps({"choices": [{"message": message}], "usage": {"prompt_tokens": 1}}).encode()
+    assert isinstance(read_reply(raw, "m"), ModelFailed)
+    assert isinstance(
+        read_reply(b'{"choices": [{"message": {}}], "usage": {"prompt_tokens": Infinity}}', "m"), ModelFailed
+    )
+
+
+def test_a_text_in_parts_is_one_text():
+    parts = [{"type": "text", "text": "4"}, {"type": "text", "text": "2"}]
+    reply = read_reply(json.dumps({"choices": [{"message": {"content": parts}}]}).encode(), "m")
+    assert not isinstance(reply, ModelFailed) and reply.actions[0].content == "42"
+
+
 def test_a_call_or_result_that_stands_alone_is_sent_as_text():
     reply = read_reply(json.dumps(completion("hm", ("read", "{}"), ("list", "{}"))[1]).encode(), "m")
     assert not isinstance(reply, ModelFailed)

@@ -123,8 +123,8 @@ def test_calls_are_bounded_over_all_turns_and_in_one_reply(tokenizer, tools):
 
 
 LOOPS = {
-    "a loop": "while True: pass",
-    "a loop that catches": "while True:\n            try: pass\n            except Exception: pass",
+    "a loop": "while state: pass",
+    "a loop that catches": "while state:\n            try: pass\n            except Exception: pass",
     "a generator": "return (message for message in iter(int, 1))",
     "a comprehension": "return [0 for _ in iter(int, 1)]",
     "recursion": "return self.view(state)",
@@ -164,6 +164,7 @@ def test_a_program_that_does_not_end_is_a_harness_error_of_its_trace(tokenizer, 
         ("e = eval", "may not use eval"),
         ("__import__('os')", "may not use __import__"),
         ("().__class__.__bases__", "may not reach for __"),
+        ("while True: pass", "1: this loop never ends"),
         ("try:\n    pass\nexcept:\n    pass", "3: a program may not catch everything"),
         ("try:\n    pass\nexcept BaseException:\n    pass", "3: a program may not catch everything"),
     ],

@@ -97,7 +97,7 @@ def test_serial_work_has_a_longer_critical_path_than_parallel_work(tokenizer, to
     one_by_one = run(
         tokenizer, tools, [MAKE, "<|call|>assign_task a find apple", "<|call|>assign_task a find apple", "49"]
     )
-    assert critical_steps(both) == 6 and critical_steps(one_by_one) == 10 - 1
+    assert critical_steps(both) == 6 and critical_steps(one_by_one) == 1 + 4 + 4 + 1
     assert [label for stage in stages(one_by_one) for label in stage] == ["a", "a#2"]
 
 

@@ -37,6 +37,19 @@ def test_a_command_that_hangs_or_dies_is_a_result_and_leaves_the_files(box, comm
     assert run(box, "terminal", command="echo next").text == "next\n"
 
 
+def test_what_is_lost_of_a_commands_output_and_files_is_told(box):
+    flood = run(box, "terminal", command="yes | head -c 100000; exit 2").text
+    assert flood.endswith("\nexit code 2\n(more was printed than is shown)") and len(flood) < 8300
+    result = run(box, "terminal", command="ln -s notes.txt link; mkfifo pipe; echo done")
+    assert result.text.startswith("done\n(not kept: link: ") and "(not kept: pipe: " in result.text
+    assert result.files == FILES
+
+
+def test_binary_output_is_text_with_replacement_signs(box):
+    result = run(box, "terminal", command="printf 'a\\377\\000b'; printf '\\377\\376' > raw")
+    assert result.text == "a\ufffd\0b" and result.files["raw"].encode("utf-8", "surrogateescape") == b"\xff\xfe"
+
+
 def test_a_command_can_not_forge_a_failure(box):
     result = run(box, "terminal", command="echo error: timeout")
     assert not result.failed and not result.timed_out

@@ -189,7 +189,14 @@ def test_choice_of_tools_narrows_what_may_be_called() -> None:
 
 
 def test_messages_come_back_as_clients_got_them() -> None:
-    sent = {"role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": None}
+    sent = {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "annotations": [],
+        "reasoning_content": "",
+        "audio": None,
+    }
     call = {"id": "call_1", "type": "function", "function": {"name": "read", "arguments": json.dumps({"name": "a"})}}
     message = {**sent, "function_call": None, "tool_calls": [call]}
     (parsed,) = parse_chat_request({**ASK, "messages": [message]}).messages

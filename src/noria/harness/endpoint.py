@@ -119,7 +119,7 @@ class EndpointPolicy:
             asked_to_wait = _seconds(headers.get("Retry-After"))
         return ModelFailed(f"{endpoint.base_url}: {reason}")
 
-    def _post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+    def _post(self, body: bytes) -> tuple[int, http.client.HTTPMessage, bytes]:
         headers = {"Content-Type": "application/json"}
         if self.endpoint.api_key:
             headers["Authorization"] = f"Bearer {self.endpoint.api_key}"
@@ -187,11 +187,11 @@ def read_reply(raw: bytes, model: str) -> Reply | ModelFailed:
         answer = json.loads(raw)
         choice = answer["choices"][0]
         message = choice["message"]
-        text = clean(message.get("content") or "")
+        text = _text(message.get("content"))
         wanted = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or ()]
         usage = answer.get("usage") or {}
         counted = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         return ModelFailed(
             f"the endpoint's reply has not the form of a chat completion: {type(error).__name__}: {error}"
         )
@@ -245,6 +245,12 @@ def _with_calls(text: str, calls: Sequence[tuple[str, str]], ids: Sequence[str])
         for key, (name, arguments) in zip(ids, calls, strict=False)
     ]
     return {"role": "assistant", "content": content or None, "tool_calls": wire}
+
+
+def _text(content: Any) -> str:
+    """A message's text; some servers send it in parts."""
+    parts = content if isinstance(content, list) else [{"text": content or ""}]
+    return clean("".join(part.get("text", "") for part in parts))
 
 
 def _object_text(arguments: str) -> str:

@@ -70,12 +70,21 @@ def _refused(node: ast.AST) -> tuple[int, str] | None:
         return node.lineno, f"a program may not reach for {node.attr}"
     elif isinstance(node, ast.ExceptHandler) and (node.type is None or _names(node.type) & {"BaseException"}):
         return node.lineno, "a program may not catch everything; write `except Exception`"
+    elif isinstance(node, ast.While) and _never_ends(node):
+        return node.lineno, "this loop never ends"
     else:
         return None
     if not wrong:
         return None
     allowed = ", ".join(sorted(IMPORTS - {"__future__"}))
     return node.lineno, f"a program may not import {', '.join(wrong)}; it may import {allowed}"
+
+
+def _never_ends(loop: ast.While) -> bool:
+    """Also because Python reports no line of a loop like `while True: pass`: it is a single jump to itself."""
+    ways_out = (ast.Break, ast.Return, ast.Raise, ast.Yield, ast.YieldFrom)
+    always = isinstance(loop.test, ast.Constant) and bool(loop.test.value)
+    return always and not any(isinstance(part, ways_out) for part in ast.walk(loop))
 
 
 def _names(node: ast.expr) -> set[str]:

@@ -18,6 +18,7 @@ from noria.inference.tool_calls import ToolSpec
 from noria.types import ModelCall, Node, Trace
 
 NO_TOOL = f"{INVALID}no tool "
+NO_REPLY = "model error: "
 
 
 class ReplayMismatch(AssertionError):
@@ -32,6 +33,12 @@ class Tape:
         self.trace, self._policy = trace, policy
         self.shows_tools = policy.shows_tools
         self._replies = deque(node for node in trace.nodes if node.call is not None)
+        self._failures = deque(
+            node.message.content.removeprefix(NO_REPLY)
+            for node in trace.nodes
+            if trace.outcome == "model_error" and node.message.role == "system" and not node.call
+            if node.message.content.startswith(NO_REPLY)
+        )
         self._results: dict[str, deque[Node]] = defaultdict(deque)
         given = trace.facts.get("assignments") is not None
         for node in trace.nodes:
@@ -54,10 +61,9 @@ class Tape:
 
     def _reply(self, turn: Turn) -> Reply | ModelFailed:
         self._turn += 1
+        if self._failures and (not self._replies or turn.prompt.hash != self._replies[0].view_hash):
+            return ModelFailed(self._failures.popleft())
         if not self._replies:
-            last = self.trace.nodes[-1].message.content
-            if self.trace.outcome == "model_error" and last.startswith("model error: "):
-                return ModelFailed(last.removeprefix("model error: "))
             raise ReplayMismatch(f"trace {self.trace.id}: turn {self._turn} was never sampled")
         node = self._replies.popleft()
         assert node.call is not None

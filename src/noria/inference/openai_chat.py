@@ -45,6 +45,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 MESSAGE_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("refusal", "audio", "function_call", "name"), (None,)),
     "annotations": ([], None),
+    "reasoning_content": ("", None),
 }
 FINISH = {"stop": "stop", "length": "length", "aborted": "stop"}
 

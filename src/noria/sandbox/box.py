@@ -49,6 +49,7 @@ class Outcome:
     exit_code: int = 0
     files: Mapping[str, bytes] = field(default_factory=dict)  # of a command or function with a workspace, after it
     skipped: Mapping[str, str] = field(default_factory=dict)  # path -> why it could not be taken out
+    output_cut: bool = False  # whether it may have printed more than is kept
 
 
 class Sandbox:
@@ -251,10 +252,11 @@ def _outcome(report: Mapping[str, Any], job: _Job, limits: Limits) -> Outcome:
     """Reads the server's report. Only here are the bytes that a candidate left parsed."""
     if "out_of_memory" in report:
         return Outcome("crash", error=f"its processes together used more than {limits.memory_bytes} bytes of memory")
-    output = base64.b64decode(report["output"]).decode("utf-8", "replace")
+    printed = base64.b64decode(report["output"])
+    output = printed.decode("utf-8", "replace")
     files = {path: base64.b64decode(raw) for path, raw in sorted(report.get("files", {}).items())}
     common: dict[str, Any] = {"output": output, "exit_code": report["exit"], "files": files}
-    common["skipped"] = report.get("skipped", {})
+    common |= {"skipped": report.get("skipped", {}), "output_cut": len(printed) >= limits.output_bytes}
     if report["wall_expired"] or report["cpu_expired"]:
         which = f"{limits.wall_seconds} s of wall time" if report["wall_expired"] else f"{limits.cpu_seconds} s of CPU"
         return Outcome("timeout", error=f"stopped after {which}", **common)

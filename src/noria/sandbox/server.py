@@ -13,6 +13,7 @@ return values. It is told the arguments of its calls and never what is expected 
 """
 
 import base64
+import contextlib
 import ctypes
 import gc
 import json
@@ -79,6 +80,7 @@ def f(numbers):
 
 def warm_up():
     """Compiles, calls and serialises once: what the first use initialises is then shared by every child (4 ms each)."""
+    os.get_exec_path({"PATH": "/"})  # imports what `execvpe` does
     json.dumps(call_function({"source": WARM_SOURCE, "entry": "f", "calls": [[[1, 2, 3]]]}))
 
 
@@ -90,8 +92,10 @@ def serve(setup, requests, replies, length, collect):
     wall_expired = not wait_for(pid, requests, setup["limits"]["wall_seconds"])
     if wall_expired:
         os.kill(pid, signal.SIGKILL)
+    if os.getpid() != 1:
+        end_group(pid)  # before it is reaped: until then its number is nobody else's
     _, status, usage = os.wait4(pid, 0)
-    end_all_others(pid)
+    end_all_others()
     code = os.waitstatus_to_exitcode(status)
     if code == UNREAD and os.lseek(result_fd, 0, os.SEEK_END) == 0:
         sys.exit("a job could not be read")
@@ -161,7 +165,7 @@ def describe(error):
 def confine(setup, job, result_fd, output_fd):
     """From here on only what a candidate may."""
     limits, is_function = setup["limits"], job["argv"] is None
-    os.setsid()
+    os.setpgid(0, 0)  # a session of its own would cost a group of the scheduler; the sandbox is one already
     kept_result = os.dup(result_fd)
     os.dup2(output_fd, 1)
     os.dup2(output_fd, 2)
@@ -248,23 +252,18 @@ def wait_for(pid, requests, seconds):
         os.close(pidfd)
 
 
-def end_all_others(group=None):
-    """Kill and reap everything else in this PID namespace, or without one the group of a job and every descendant."""
-    if os.getpid() != 1 and group is not None:
-        try:
-            os.killpg(group, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it left none
+def end_all_others():
+    """Kill and reap everything else in this PID namespace, or without one every descendant."""
     while True:
         try:
             if os.getpid() == 1:
-                os.kill(-1, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # nobody is left to kill, but perhaps to reap
+                    os.kill(-1, signal.SIGKILL)
             else:
+                while os.waitpid(-1, os.WNOHANG)[0] != 0:
+                    pass  # those that have ended already
                 for pid in children():
                     end_group(pid)
-        except ProcessLookupError:
-            pass  # nobody is left
-        try:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
@@ -272,12 +271,10 @@ def end_all_others(group=None):
 
 def end_group(pid):
     """A process and its group at once, or a bomb would fork faster than one after the other can be killed."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         if os.getpgid(pid) != os.getpgid(0):
             os.killpg(os.getpgid(pid), signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
 
 
 def children():

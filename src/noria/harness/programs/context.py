@@ -2,12 +2,12 @@
 
 Three cuts, the mildest first. Chunks that the model has pruned are left out of the results that showed them. Of long
 results that are some calls old only the size is left. And when the context is more than half full, the model is asked
-to summarise; from then on its summary stands for all that came before it. That node of the trace has as parents all
-that it summarises, and its tokens are trained once, like any others (self-summary, Composer 2, arXiv 2603.24477).
+to summarise; from then on its summary stands for all that came before it, as one of the tool `summarise` does. That
+node of the trace has as parents all that it summarises, and its tokens are trained once, like any others
+(self-summary, Composer 2, arXiv 2603.24477).
 """
 
-import re
-
+from noria.harness.editing import since_summary, without_pruned
 from noria.types import Message
 
 RECENT_RESULTS = 4  # shown whole
@@ -18,13 +18,12 @@ SUMMARISE = (
     "Call no tool. Everything before your summary will be dropped."
 )
 GO_ON = "Go on from your summary."
-CHUNK = re.compile(r"^\[(\S+#\d+)\]( |$)", re.MULTILINE)  # a chunk's header in a result of the search tools
-USAGE = "\ncontext: "  # the last line of such a result
 
 
 class Harness:
     def view(self, state):
-        shown = edited(since_summary(state.messages), set(state.notes.get("search", {}).get("pruned", ())))
+        messages = since_own_summary(since_summary(state.messages, state.notes))
+        shown = edited(messages, set(state.notes.get("search", {}).get("pruned", ())))
         return (*shown, Message("user", SUMMARISE)) if self.full(state) else shown
 
     def tools(self, state):
@@ -48,7 +47,7 @@ def asked(state):
     return bool(state.shown) and state.shown[-1].content == SUMMARISE and state.messages[-1].content != GO_ON
 
 
-def since_summary(messages):
+def since_own_summary(messages):
     """The task, the last summary with the word to go on, and what came after it."""
     first = next((i for i, message in enumerate(messages) if message.role == "assistant"), len(messages))
     marks = [i for i, message in enumerate(messages) if i > first and message == Message("user", GO_ON)]
@@ -66,21 +65,7 @@ def edited(messages, pruned):
 
 
 def shorter(message, pruned, recent):
-    text = without(message.content, pruned)
+    text = without_pruned(message.content, pruned)
     if not recent and len(text) > SHORT_RESULT:
         text = f"({len(message.content)} characters of an earlier result are not shown any more)"
     return message if text == message.content else Message("tool", text)
-
-
-def without(result, pruned):
-    """A result of the search tools in which of pruned chunks only the id is left."""
-    body, line, usage = result.rpartition(USAGE)
-    starts = list(CHUNK.finditer(body))
-    if not any(start[1] in pruned for start in starts):
-        return result
-    ends = [*(start.start() - 1 for start in starts[1:]), len(body)]
-    parts = [
-        f"[{start[1]}] (pruned)" if start[1] in pruned else body[start.start() : end]
-        for start, end in zip(starts, ends, strict=True)
-    ]
-    return "\n".join(parts) + line + usage

@@ -59,7 +59,10 @@ class Archive:
 
     def find(self, url: str) -> tuple[str, bytes] | None:
         """(content type, content) of the page at `url`: exactly, or without its query, or its index.html."""
-        whole = urldefrag(url).url
+        try:
+            whole = urldefrag(url).url
+        except ValueError:  # no address at all, e.g. http://[
+            return None
         bare = whole.partition("?")[0]
         for address in (
             whole,

@@ -26,10 +26,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from noria.harness.tools.archive import Archive
 from noria.harness.tools.chromium import ActionFailed, Chromium, ChromiumUnavailable, Page
+from noria.harness.tools.text import valid
 from noria.harness.tools.toolbox import (
     ERROR,
     TIMED_OUT,
@@ -46,7 +46,7 @@ from noria.sandbox.program import ProgramEnded, ProgramSilent
 
 NOTES, LABEL = "browser", "bubblewrap"  # the one kind of sandbox that a `LiveProgram` has
 MOST_CHARACTERS, MOST_ACTIONS = 4096, 200
-MOST_PAGES = 4  # open at once: each takes about 100 MB of the browser's memory
+MOST_PAGES = 12
 
 Action = tuple[str, ...]  # the tool's name and its arguments
 
@@ -118,11 +118,15 @@ class PageHangs(RuntimeError):
 class Browser:
     """Pages by the actions that led to them. Starts Chromium when first needed, and again should it die.
 
+    At most `pages` are open at once, those that were used last. Give as many as there are traces at once, or their
+    actions are done again and again.
+
     Raises ChromiumUnavailable and SandboxUnavailable where this machine can't; as a tool's result both are
     SandboxFailed. Use as a context manager.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pages: int = MOST_PAGES) -> None:
+        self.pages = pages
         self._chromium: Chromium | None = None
         self._lock = threading.Lock()
         self._pages: OrderedDict[tuple[str, tuple[Action, ...]], tuple[Page, PageState]] = OrderedDict()
@@ -163,7 +167,7 @@ class Browser:
         if known:
             page, state = self._pages.pop((archive.digest, actions[:known]))
         else:
-            self._chromium = self._chromium or Chromium()
+            self._chromium = self._chromium or Chromium(self.pages)
             self._keep_few()
             page, state = self._chromium.open_page(archive), PageState("", "", (), ())
         done = known
@@ -181,7 +185,7 @@ class Browser:
         return state
 
     def _keep_few(self) -> None:
-        while len(self._pages) >= MOST_PAGES and self._chromium is not None:
+        while len(self._pages) >= self.pages and self._chromium is not None:
             _, (page, _) = self._pages.popitem(last=False)
             self._chromium.close_page(page)
 
@@ -267,9 +271,9 @@ def shown(state: PageState, line: int = 1) -> str:
 
 
 def _opening(call: ToolCall, site: Archive) -> Action:
-    url = call.arguments["url"].strip()
-    if urlsplit(url).scheme not in ("http", "https") or site.find(url) is None:
-        raise ToolError(f"{url} is not in the archive")
+    url = valid(call.arguments["url"]).strip()
+    if not url.startswith(("http://", "https://")) or site.find(url) is None:
+        raise ToolError(f"{url[:200]} is not in the archive")
     return ("open_page", url)
 
 
@@ -278,9 +282,9 @@ def _on_ref(call: ToolCall, site: Archive) -> Action:
         raise ToolError("no page is open")
     ref = call.arguments["ref"].strip()
     if not (ref[:1] == "e" and ref[1:].isascii() and ref[1:].isdigit() and len(ref) < 8):
-        raise ToolError(f"{ref} is no ref: give one like e3")
+        raise ToolError(f"{ref[:20]} is no ref: give one like e3")
     text = call.arguments.get("text")
-    return (call.tool, ref) if text is None else (call.tool, ref, text)
+    return (call.tool, ref) if text is None else (call.tool, ref, valid(text))
 
 
 def _actions(call: ToolCall) -> list[Action]:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email import message_from_bytes
 from email.policy import HTTP
 from pathlib import Path
@@ -35,6 +35,7 @@ FLAGS = (
     *("--window-size=1280,800", "--disable-crash-reporter"),
     "--disable-features=BackForwardCache,Translate,OptimizationHints,MediaRouter,SpareRendererForSitePerProcess",
 )
+FOR_ITSELF, FOR_A_PAGE = (768 << 20, 192), (192 << 20, 64)  # (bytes of memory, threads): twice what a form takes
 START_SECONDS, ANSWER_SECONDS = 300.0, 60.0  # backstops: a page that computes for so long is given up
 VIRTUAL_START = 1767225600  # seconds since 1970: the date that archived pages have in noria
 VIRTUAL_MILLISECONDS = 1000
@@ -68,14 +69,19 @@ def find_chromium() -> str:
 
 
 class Chromium:
-    """One browser process; its pages know nothing of each other. Raises ChromiumUnavailable, SandboxUnavailable."""
+    """One browser with room for `pages`; they know nothing of each other.
 
-    def __init__(self) -> None:
+    Raises ChromiumUnavailable, SandboxUnavailable.
+    """
+
+    def __init__(self, pages: int) -> None:
         redirected = (
             'export HOME=/work PATH=/usr/bin:/bin LANG=C.UTF-8; exec 3<&0 4>&1 </dev/null >/dev/null 2>&1; exec "$@"'
         )
         argv = ["/bin/sh", "-c", redirected, "sh", find_chromium(), *FLAGS]
-        self._program = LiveProgram(argv, BROWSER_LIMITS, BROWSER)
+        memory, tasks = FOR_ITSELF[0] + pages * FOR_A_PAGE[0], FOR_ITSELF[1] + pages * FOR_A_PAGE[1]
+        limits = replace(BROWSER_LIMITS, memory_bytes=memory, processes=tasks)
+        self._program = LiveProgram(argv, limits, BROWSER)
         self._number = 0
         self._pages: dict[str, Page] = {}
         self._left: list[Page] = []  # closed pages, whose windows can be used again

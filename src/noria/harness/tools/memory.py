@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
+from noria.harness.tools.text import valid
 from noria.harness.tools.toolbox import HostTool, Parameter, ToolCall, ToolError, ToolResult, own_text
 
 NOTES = "memory"
@@ -65,12 +66,12 @@ def _remember(database: sqlite3.Connection, call: ToolCall) -> str:
     (count,) = database.execute("SELECT count(*) FROM memory").fetchone()
     if count >= MOST_KEYS:
         raise ToolError(f"{MOST_KEYS} texts are kept, no more fit: forget one first")
-    database.execute("INSERT INTO memory (key, words, text) VALUES (?, ?, ?)", (key, _spaced(key), _valid(text)))
+    database.execute("INSERT INTO memory (key, words, text) VALUES (?, ?, ?)", (key, _spaced(key), valid(text)))
     return f"replaced {key}" if replaced else f"kept {key}"
 
 
 def _recall(database: sqlite3.Connection, call: ToolCall) -> str:
-    query = _valid(call.arguments["query"]).strip()
+    query = valid(call.arguments["query"]).strip()
     if not query:
         raise ToolError("ask for a key or for words")
     found = database.execute("SELECT key, text FROM memory WHERE key = ?", (query,)).fetchall()
@@ -86,7 +87,7 @@ def _recall(database: sqlite3.Connection, call: ToolCall) -> str:
 
 
 def _forget(database: sqlite3.Connection, call: ToolCall) -> str:
-    key = call.arguments["key"]
+    key = valid(call.arguments["key"])
     if not database.execute("DELETE FROM memory WHERE key = ?", (key,)).rowcount:
         raise ToolError(f"nothing is kept under {key}"[:200])
     return f"forgot {key}"
@@ -131,8 +132,3 @@ def _open(path: Path | None) -> sqlite3.Connection:
 def _spaced(key: str) -> str:
     """The words of a key, apart: the tokenizer parts them at signs but not at _."""
     return key.replace("_", " ")
-
-
-def _valid(text: str) -> str:
-    """SQLite keeps no lone surrogates."""
-    return text.encode("utf-8", "replace").decode()

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from noria.harness.retrieval import Chunk, Embedder, Index, chunks_of
+from noria.harness.tools.text import valid
 from noria.harness.tools.toolbox import HostTool, Parameter, ToolCall, ToolError, ToolResult, own_text
 
 NOTES = "search"
@@ -52,7 +53,7 @@ def search_tools(
     else:
         if bad := [name for name in corpus if not name or any(letter.isspace() for letter in name)]:
             raise ValueError(f"document id {bad[0]!r}: ids are words without blanks")
-        whole = Index(chunks_of({name: _valid(text) for name, text in corpus.items()}), embed)
+        whole = Index(chunks_of({name: valid(text) for name, text in corpus.items()}), embed)
 
         def index_of(files: Mapping[str, str]) -> Index:
             return whole
@@ -98,7 +99,7 @@ class _Shelf:
     def search(self, call: ToolCall) -> ToolResult:
         index = self._room(call)
         seen, _ = _kept(call)
-        found = index.search(call.arguments["query"], self.count, frozenset(seen))
+        found = index.search(valid(call.arguments["query"]), self.count, frozenset(seen))
         return self._show(call, index, found, "nothing new fits")
 
     def grep(self, call: ToolCall) -> ToolResult:
@@ -113,7 +114,7 @@ class _Shelf:
         ]
         try:
             matches = pc.match_substring_regex(
-                pa.array([line for _, line in rows], pa.string()), call.arguments["pattern"]
+                pa.array([line for _, line in rows], pa.string()), valid(call.arguments["pattern"])
             )
         except pa.ArrowInvalid as error:
             raise ToolError(f"the pattern can't be read: {str(error).partition(': ')[2] or error}"[:200]) from error
@@ -202,7 +203,7 @@ def _workspace_indices(folder: str, embed: Embedder | None) -> Callable[[Mapping
 
     def index_of(files: Mapping[str, str]) -> Index:
         found = {
-            quote(path.removeprefix(start), safe="/", errors="replace"): _valid(text)
+            quote(path.removeprefix(start), safe="/", errors="replace"): valid(text)
             for path, text in files.items()
             if path.startswith(start)
         }
@@ -211,8 +212,3 @@ def _workspace_indices(folder: str, embed: Embedder | None) -> Callable[[Mapping
         return index(tuple(sorted(found.items())))
 
     return index_of
-
-
-def _valid(text: str) -> str:
-    """Text without lone surrogates, which stand for the bytes of a file that is not UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -12,6 +12,7 @@ from noria.sandbox import Candidate, Outcome, Sandbox
 # gets a leading space, so that a recorded result says by itself what it was.
 INVALID, ERROR = "invalid: ", "error: "
 TIMED_OUT = ERROR + "timeout"
+MOST_LOST = 5  # files that a command left and that can't be kept (links, pipes), of which it is told
 
 JSON_TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,
@@ -135,7 +136,7 @@ class Toolbox:
     def __init__(self, box: Sandbox, tools: Sequence[AnyTool]) -> None:
         self.box = box
         self.tools = {tool.name: tool for tool in tools}
-        self.sandbox: str = getattr(box, "label", "bubblewrap")
+        self.sandbox = box.label
         if len(self.tools) != len(tools):
             raise ValueError(f"two tools of one name among {', '.join(tool.name for tool in tools)}")
 
@@ -277,7 +278,10 @@ def _function_result(call: ToolCall, outcome: Outcome, deterministic: bool) -> T
 
 
 def _command_result(call: ToolCall, outcome: Outcome, deterministic: bool) -> ToolResult | SandboxFailed:
-    """Output and, where it is not 0, the exit code. A command that is stopped or dies leaves the files as they were."""
+    """Output and, where it is not 0, the exit code; then what was lost of the output and of the files.
+
+    A command that is stopped or dies leaves the files as they were.
+    """
     if outcome.status == "sandbox":
         return SandboxFailed(outcome.error)
     if outcome.status == "timeout":
@@ -285,4 +289,7 @@ def _command_result(call: ToolCall, outcome: Outcome, deterministic: bool) -> To
     if outcome.status != "ok":
         return ToolResult(f"{ERROR}{outcome.error or outcome.status}", call.files, call.notes, deterministic)
     text = outcome.output if outcome.exit_code == 0 else f"{outcome.output}\nexit code {outcome.exit_code}".lstrip("\n")
+    lost = ["(more was printed than is shown)"] if outcome.output_cut else []
+    lost += [f"(not kept: {path}: {reason})" for path, reason in sorted(outcome.skipped.items())[:MOST_LOST]]
+    text = "\n".join([text.rstrip("\n"), *lost]) if lost else text
     return ToolResult(own_text(text), _as_text(outcome.files), call.notes, deterministic)
