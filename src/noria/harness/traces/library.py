@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from noria.harness.traces.entry import Damage, Entry, TraceFileError
 from noria.harness.traces.index import Index, Query
-from noria.harness.traces.sources import find_sources
+from noria.harness.traces.sources import Source, find_sources
 from noria.types import digest
 
 INDEX = "index.sqlite"
@@ -34,7 +34,9 @@ class Library:
         self._lock = threading.Lock()
         self._facets: dict[str, dict[str, int]] | None = None
         beside = folder / INDEX
-        self._index = Index(index or (beside if _is_usable(beside, self) else cached_index(folder)))
+        self._index = Index(
+            index or (beside if _is_usable(beside, list(self._sources.values())) else cached_index(folder))
+        )
         self.refresh(report)
 
     def refresh(self, report: Callable[[int, int], None] | None = None) -> None:
@@ -126,7 +128,7 @@ def cached_index(folder: Path) -> Path:
     return cache / "noria" / "traces" / f"{digest(str(folder.resolve()))}.sqlite"
 
 
-def _is_usable(beside: Path, library: Library) -> bool:
+def _is_usable(beside: Path, sources: Sequence[Source]) -> bool:
     """An index beside the traces is used where it is up to date, or may be brought up to date."""
     if not beside.is_file():
         return False
@@ -136,6 +138,6 @@ def _is_usable(beside: Path, library: Library) -> bool:
         index = Index(beside)
     except sqlite3.Error:
         return False
-    current = index.is_current(list(library._sources.values()))
+    current = index.is_current(sources)
     index.close()
     return current

@@ -140,13 +140,13 @@ def _count(given: Mapping[str, str], name: str, default: int) -> int:
 
 def _json(value: Any, status: int = 200) -> Response:
     """ASCII with escapes: undecodable bytes of a tool are lone surrogates, which UTF-8 can't carry."""
-    return Response(json.dumps(_finite(value)), status, media_type="application/json")
+    return Response(json.dumps(finite(value)), status, media_type="application/json")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Infinities as text, which JSON has no number for."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(name): _finite(entry) for name, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return {str(name): finite(entry) for name, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, list | tuple) else value

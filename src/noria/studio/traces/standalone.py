@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from noria.harness.traces import Entry
-from noria.studio.traces.server import _finite
+from noria.studio.traces.server import finite
 from noria.studio.traces.shown import Pieces, trace_json
 
 FOLDER = Path(__file__).parent
@@ -21,7 +21,7 @@ def standalone(entry: Entry, row: Mapping[str, Any], pieces: Pieces | None = Non
     """The page. Only its own script may run in it: text of a trace that slipped through escaping still would not."""
     script, style = (_bundled(name) for name in ("traces.js", "traces.css"))
     # No text in it can end the script element: < is escaped, which JSON reads as before.
-    data = json.dumps(_finite(trace_json(entry, row, pieces))).replace("<", "\\u003c").replace("&", "\\u0026")
+    data = json.dumps(finite(trace_json(entry, row, pieces))).replace("<", "\\u003c").replace("&", "\\u0026")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; script-src 'sha256-{allowed}'; style-src 'unsafe-inline'; img-src data:"
     title = escape(f"Trace {entry.trace.id[:12]}".encode("utf-8", "replace").decode())
