@@ -6,8 +6,10 @@ PYTHON is an interpreter of an environment of its own with the same torch, trans
 32 prompts x 8 samples, every reply exactly 64 tokens long, the same prompts, reward, optimiser and rate, and a first
 step that only warms up. TRL runs with bf16 weights and with fp32 weights under bf16 autocast
 (which is what we do); the smaller ratio counts. Learning: fewer, shorter samples for more steps, the mean reward of
-the last third on both sides, over seeds. With one thread the clock is processor time, which neighbours on the machine
-do not lengthen, otherwise wall time. `--quick` takes a fraction of the samples and leaves learning out.
+the last third on both sides, over seeds. Phases: the speed of rollouts and of training in our run against each alone
+(rollouts without updates; updates on the first rollouts again and again). With one thread the clock is processor time,
+which neighbours on the machine do not lengthen, otherwise wall time. `--quick` takes a fraction of the samples and
+leaves learning out.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ def main() -> int:
         rows = [sides.speed(size, variant) for variant in VARIANTS]
         if not (options.quick or options.no_learning):
             rows += sides.learning(LEARNING)
+        rows += sides.phases(size)
     show("grpo_step", rows, as_json=options.json, quick=options.quick, threads=options.threads)
     return 0
 
@@ -105,6 +108,20 @@ class Sides:
         case = f"{size.prompts} x {size.group} samples of {size.tokens} tokens"
         return paired_row(case, f"{theirs[0]}, {variant}", *pair, "seconds a step", lower_is_better=True)
 
+    def phases(self, size: Size) -> list[Row]:
+        """Seconds of each phase in a whole run against the phase alone."""
+        whole, rollout, training = (
+            self._run("ours", size, "autocast", 0, equal_lengths=True, phase=phase)[1][1:]
+            for phase in ("whole", "rollout", "training")
+        )
+        updates = [[step["seconds"] - step["rollout_seconds"] for step in steps] for steps in (whole, training)]
+        samples = [[step["rollout_seconds"] for step in steps] for steps in (whole, rollout)]
+        case = f"{size.prompts} x {size.group} samples of {size.tokens} tokens, in a run"
+        return [
+            paired_row(f"{case}: {name}", f"{name} alone", *pair, "seconds a step", lower_is_better=True)
+            for name, pair in (("rollouts", samples), ("training", updates))
+        ]
+
     def learning(self, size: Size) -> list[Row]:
         """Mean reward of the last third of the steps, paired over seeds; and of the first step, before any update."""
         ours: list[float] = []
@@ -125,7 +142,7 @@ class Sides:
         ]
 
     def _run(
-        self, side: str, size: Size, variant: str, seed: int, *, equal_lengths: bool
+        self, side: str, size: Size, variant: str, seed: int, *, equal_lengths: bool, phase: str = "whole"
     ) -> tuple[str, list[dict[str, Any]]]:
         """(name and version, a dict a step)."""
         task = {
@@ -140,6 +157,7 @@ class Sides:
             "steps": size.steps,
             "learning_rate": LEARNING_RATE,
             "seed": seed,
+            "phase": phase,
             "texts": texts(size.prompts),
         }
         ours = side == "ours"

@@ -18,7 +18,7 @@ from noria.inference import Engine
 from noria.model import load_model
 from noria.posttraining import GrpoConfig, improve
 from noria.training import Progress
-from noria.types import GraderRef, Message, Score, Task, Trace
+from noria.types import GraderRef, Message, Score, Task, Trace, seed_of
 
 NEVER = -1  # no token has this id: with it as the end, every reply has the same length
 
@@ -41,12 +41,24 @@ def main() -> None:
 
     tick = clock()
     started = tick()
+    sampling = 0.0  # seconds of this step's rollouts
+    phase, kept = task.get("phase", "whole"), []
+
+    def timed_roll(tasks: Sequence[Task], seeds: Sequence[int]) -> list[Trace]:
+        """`roll` by the clock; for training alone the first rollouts are used again in every step."""
+        nonlocal sampling
+        before = tick()
+        traces = kept[0] if phase == "training" and kept else roll(tasks, seeds)
+        kept[:] = [traces]
+        sampling += tick() - before
+        return traces
 
     def on_step(step: int, total: int, metrics: Mapping[str, float]) -> None:
-        nonlocal started
+        nonlocal started, sampling
         now = tick()
-        print(json.dumps({"seconds": now - started, "reward": metrics["reward"]}), flush=True)
-        started = now
+        row = {"seconds": now - started, "rollout_seconds": sampling, "reward": metrics["reward"]}
+        print(json.dumps(row), flush=True)
+        started, sampling = now, 0.0
 
     config = GrpoConfig(
         steps=task["steps"],
@@ -58,9 +70,16 @@ def main() -> None:
         precision="bfloat16",
         micro_batch_rows=task["rows"],
     )
+    task_seed = task["seed"]
     print(json.dumps({"name": f"noria {importlib.metadata.version('noria')}"}), flush=True)
     started = tick()
-    improve(model, tasks, roll, grade, config, tokenizer.pad, task["seed"], Progress(on_step=on_step))
+    if phase == "rollout":
+        rows = [task for task in tasks for _ in range(config.group)]
+        for step in range(config.steps):
+            timed_roll(rows, [seed_of(task_seed, step, row) for row in range(len(rows))])
+            on_step(step, config.steps, {"reward": 0.0})
+        return
+    improve(model, tasks, timed_roll, grade, config, tokenizer.pad, task_seed, Progress(on_step=on_step))
 
 
 if __name__ == "__main__":

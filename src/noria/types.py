@@ -104,13 +104,31 @@ class ModelCall:
 
 
 @dataclass(frozen=True)
+class ToolUse:
+    """What a tool's result came from and what the call changed: enough to replay it without running it.
+
+    `deterministic` is False where running it again may give another result. `files`: path -> text, None if deleted.
+    `notes`: the keys that the call changed of what tools remember within a trace, JSON values, None if dropped.
+    """
+
+    tool: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    deterministic: bool = True
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Node:
-    """One message of a trace. `parents` are node indices (several for a summary or merge); `call` is set if sampled."""
+    """One message of a trace. `parents` are node indices (several for a summary or merge); `call` is set if sampled,
+    `use` if it is a tool's raw result. `agent` is the sub-agent that it belongs to, "" the main one."""
 
     parents: tuple[int, ...]
     message: Message
     call: ModelCall | None = None
     view_hash: str = ""
+    use: ToolUse | None = None
+    agent: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,12 +146,24 @@ class Trace:
     harness: str
     outcome: str
     facts: Mapping[str, float] = field(default_factory=dict)
+    sandbox: str = ""  # what ran its tools: "bubblewrap", "landlock (weaker)"; "" where nothing ran in one
+
+    @property
+    def workspace(self) -> dict[str, str | None]:
+        """The files that tools changed, as they were at the end: path -> text, None if deleted."""
+        return {path: text for node in self.nodes if node.use for path, text in node.use.files.items()}
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What tools remembered at the end."""
+        changed = {key: value for node in self.nodes if node.use for key, value in node.use.notes.items()}
+        return {key: value for key, value in changed.items() if value is not None}
 
     @property
     def reply(self) -> str:
-        """The content of the last assistant message, thinking included; empty where there is none."""
+        """The content of the main agent's last message, thinking included; empty where there is none."""
         for node in reversed(self.nodes):
-            if node.message.role == "assistant":
+            if node.message.role == "assistant" and not node.agent:
                 return node.message.content
         return ""
 
@@ -157,7 +187,8 @@ def _node(raw: dict[str, Any]) -> Node:
     if call is not None:
         call["prompt_ids"], call["token_ids"] = tuple(call["prompt_ids"]), tuple(call["token_ids"])
         call = ModelCall(**{**call, "logprobs": tuple(call["logprobs"])})
-    return Node(tuple(raw["parents"]), Message(**raw["message"]), call, raw["view_hash"])
+    use = ToolUse(**raw["use"]) if raw.get("use") else None
+    return Node(tuple(raw["parents"]), Message(**raw["message"]), call, raw["view_hash"], use, raw.get("agent", ""))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from noria.data.tokenizer import Tokenizer, train_tokenizer
-from noria.harness import FILE_TOOLS, SandboxTools
+from noria.harness import FILE_TOOLS, Toolbox
 from noria.harness.environments import lookup
 from noria.sandbox import Limits, Sandbox
 
@@ -17,4 +17,4 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def tools():
     with Sandbox(Limits(cpu_seconds=1, wall_seconds=5.0), workers=2) as box:
-        yield SandboxTools(box, FILE_TOOLS)
+        yield Toolbox(box, FILE_TOOLS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from noria.harness import Budget, Sampling, ScriptedSampler, load_program, program_from_source, rollout
-from noria.harness.rollout import parse_action
+from noria.harness.rollout import parse_actions
 from noria.harness.scripted import messages_of
 from noria.harness.tools import SandboxFailed
 from noria.inference import Engine
@@ -103,7 +103,7 @@ def test_the_plain_program_prompts_exactly_as_the_tokenizer_renders(tokenizer):
     ("reply", "told"),
     [
         (f"{CALL}write apple", "invalid: no tool write"),
-        (f"{CALL}read", "invalid: read needs an argument"),
+        (f"{CALL}read", "invalid: read needs name"),
         (f"{CALL}list apple", "invalid: list takes no argument"),
         (CALL, "invalid: no tool "),
     ],
@@ -131,11 +131,16 @@ def test_a_file_can_not_pass_for_an_error(tokenizer, tools):
 
 
 def test_a_spelled_call_is_an_answer(tokenizer):
-    assert parse_action(tokenizer.encode("<|call|>read apple"), tokenizer).kind == "answer"
-    action = parse_action(tokenizer.encode_reply(f"<think>a</think>{CALL}read apple"), tokenizer)
+    assert parse_actions(tokenizer.encode("<|call|>read apple"), tokenizer)[0].kind == "answer"
+    (action,) = parse_actions(tokenizer.encode_reply(f"<think>a</think>{CALL}read apple"), tokenizer)
     assert (action.kind, action.tool, action.argument) == ("call", "read", "apple")
-    assert parse_action(tokenizer.encode_reply("<think>never closed"), tokenizer).kind == "answer"
-    assert parse_action([], tokenizer).content == ""
+    assert parse_actions(tokenizer.encode_reply("<think>never closed"), tokenizer)[0].kind == "answer"
+    assert parse_actions([], tokenizer)[0].content == ""
+
+
+def test_a_reply_may_hold_several_calls_in_order(tokenizer):
+    ids = [*tokenizer.encode_reply(f"{CALL}read apple"), *tokenizer.encode_reply(f"{CALL}list")]
+    assert [(a.tool, a.argument) for a in parse_actions(ids, tokenizer)] == [("read", "apple"), ("list", "")]
 
 
 @pytest.mark.parametrize(
@@ -198,8 +203,8 @@ def test_a_program_never_sees_the_answer(tokenizer, tools):
 
 def test_a_sandbox_that_fails_is_no_answer(tokenizer):
     class Broken:
-        def refuse(self, tool, argument):
-            return ""
+        def bind(self, tool, argument):
+            return {"name": argument}
 
         def run(self, calls):
             return [SandboxFailed("gone") for _ in calls]

@@ -8,7 +8,7 @@ from noria.harness.arena import Arena
 from noria.harness.program import Action, Program, ProgramError, State, load_program, program_from_source
 from noria.harness.rollout import Budget, Sampling, rollout
 from noria.harness.scripted import ScriptedSampler
-from noria.harness.tools import FILE_TOOLS, SandboxTools
+from noria.harness.tools import FILE_TOOLS, Toolbox
 from noria.harness.traces import Recorded, ReplayMismatch, TraceFileError, load, regrade, replay, save
 
 __all__ = [
@@ -21,9 +21,9 @@ __all__ = [
     "Recorded",
     "ReplayMismatch",
     "Sampling",
-    "SandboxTools",
     "ScriptedSampler",
     "State",
+    "Toolbox",
     "TraceFileError",
     "load",
     "load_program",

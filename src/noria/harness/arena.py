@@ -8,7 +8,7 @@ from noria.data.tokenizer import Tokenizer
 from noria.grading import Grader
 from noria.harness.program import Program
 from noria.harness.rollout import Budget, Sampling, rollout
-from noria.harness.tools import SandboxTools, Tool
+from noria.harness.tools import AnyTool, Toolbox
 from noria.harness.traces import Recorded
 from noria.inference import Sampler
 from noria.sandbox import Limits, Sandbox
@@ -23,7 +23,7 @@ class Arena:
         program: Program,
         tokenizer: Tokenizer,
         grader: Grader,
-        tools: Sequence[Tool],
+        tools: Sequence[AnyTool],
         turns: int,
         tokens_per_turn: int,
         limits: Limits | None = None,
@@ -31,7 +31,7 @@ class Arena:
         self.program, self.tokenizer, self.grader = program, tokenizer, grader
         self._turns, self._tokens_per_turn = turns, tokens_per_turn
         self._box = Sandbox(limits)
-        self._tools = SandboxTools(self._box, tools)
+        self._tools = Toolbox(self._box, tools)
 
     def __enter__(self) -> Arena:
         return self

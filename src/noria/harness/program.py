@@ -7,10 +7,10 @@ counts, never a task's answer or hidden fields. What it raises ends the trace wi
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from noria.types import Message, digest
 
@@ -19,17 +19,23 @@ PROGRAMS = Path(__file__).with_name("programs")
 
 @dataclass(frozen=True)
 class Action:
-    """What the model did: an answer, or a call `tool argument`."""
+    """What the model did: an answer, or one call of a tool. A reply may hold several calls; each is an action.
+
+    `argument` is plain text after the tool's name, or a chat model's JSON object.
+    """
 
     kind: Literal["answer", "call"]
-    content: str
+    content: str  # of the whole reply
     tool: str = ""
-    argument: str = ""
+    argument: str | Mapping[str, Any] = ""
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a trace stands: its messages so far, the task's own first, and what is left of its budget."""
+    """Where a trace stands: its messages so far, the task's own first, and what is left of its budget.
+
+    `files` is the workspace (path -> text); `notes` is what tools remember, e.g. which chunks were pruned.
+    """
 
     messages: tuple[Message, ...]
     turn: int
@@ -37,6 +43,8 @@ class State:
     tokens_left: int
     tool_calls: int = 0
     invalid_calls: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Harness(Protocol):
@@ -49,7 +57,7 @@ class Harness(Protocol):
         ...
 
     def observe(self, state: State, action: Action, result: str) -> Sequence[Message]:
-        """The messages that a call's result adds to the history; usually one of role "tool"."""
+        """The messages that a call's result adds to the history; usually one of role "tool". Once for each call."""
         ...
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from noria.data.tokenizer import Tokenizer
 from noria.harness.program import Action, Program, State
-from noria.harness.tools import SandboxFailed, ToolCall, ToolResult, Tools
+from noria.harness.tools import InvalidCall, SandboxFailed, ToolCall, ToolResult, Tools
 from noria.harness.tools.toolbox import INVALID
 from noria.inference import Completion, Request, Sampler, SamplingParams
-from noria.types import Message, ModelCall, Node, Task, Trace, digest, seed_of
+from noria.types import Message, ModelCall, Node, Task, ToolUse, Trace, digest, seed_of
 
 COUNTS = ("tool_calls", "invalid_calls", "failed_calls", "backstop_fired")
 
@@ -69,28 +70,44 @@ def rollout(
         if not ready:
             return [trace.finish() for trace in live]
         completions = sampler.generate([trace.request(sampling) for trace in ready])
-        calls = [
-            (trace, action, call)
-            for trace, completion in zip(ready, completions, strict=True)
-            if (action := trace.accept(completion)) and (call := trace.call(action, tools))
-        ]
-        if tools is not None and calls:
-            results = tools.run([call for _, _, call in calls])
-            for (trace, action, _), result in zip(calls, results, strict=True):
-                trace.receive(action, result)
+        actions = [list(trace.accept(completion)) for trace, completion in zip(ready, completions, strict=True)]
+        while any(actions):
+            _run_next_calls(list(zip(ready, actions, strict=True)), tools)
 
 
-def parse_action(token_ids: Sequence[int], tokenizer: Tokenizer) -> Action:
-    """A call where the reply, after its thinking, begins with the call token (spelled text is none); else an answer."""
+def _run_next_calls(acting: Sequence[tuple[_Live, list[Action]]], tools: Tools | None) -> None:
+    """The next call of every trace's reply, together. A reply's later calls see what the earlier ones changed."""
+    calls = []
+    for trace, actions in acting:
+        if actions and trace.outcome:
+            actions.clear()
+        elif actions and (call := trace.call(actions[0], tools)):
+            calls.append((trace, actions[0], call))
+        del actions[:1]
+    if tools is not None and calls:
+        results = tools.run([call for _, _, call in calls])
+        for (trace, action, call), result in zip(calls, results, strict=True):
+            trace.receive(action, call.arguments, result)
+
+
+def parse_actions(token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[Action, ...]:
+    """The calls of a reply that, after its thinking, begins with the call token; else one answer.
+
+    Each call token begins another call. Text that spells the token is none.
+    """
     ids = [token for token in token_ids if token != tokenizer.end]
     content = tokenizer.decode(ids)
     if ids and ids[0] == tokenizer.think_open:
         closed = ids.index(tokenizer.think_close) + 1 if tokenizer.think_close in ids else len(ids)
         ids = ids[closed:]
     if not ids or ids[0] != tokenizer.call:
-        return Action("answer", content)
-    tool, _, argument = tokenizer.decode(ids[1:]).strip().partition(" ")
-    return Action("call", content, tool, argument.strip())
+        return (Action("answer", content),)
+    starts = [place for place, token in enumerate(ids) if token == tokenizer.call]
+    actions = []
+    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        tool, _, argument = tokenizer.decode(ids[start + 1 : end]).strip().partition(" ")
+        actions.append(Action("call", content, tool, argument.strip()))
+    return tuple(actions)
 
 
 @dataclass
@@ -114,6 +131,7 @@ class _Live:
 
     def __post_init__(self) -> None:
         self.files: Mapping[str, str] = dict(self.task.hidden.get("files", {}))
+        self.notes: Mapping[str, Any] = {}
         for message in self.task.messages:
             self._append(message)
 
@@ -157,8 +175,8 @@ class _Live:
 
     # -- after the model --
 
-    def accept(self, completion: Completion) -> Action | None:
-        """Record what was sampled. The action, or None where the trace ended with it."""
+    def accept(self, completion: Completion) -> tuple[Action, ...]:
+        """Record what was sampled. Its calls; none where the trace ended with it."""
         sampled = ModelCall(
             self.prompt_ids,
             tuple(completion.token_ids),
@@ -166,10 +184,10 @@ class _Live:
             completion.policy_version,
             completion.finish,
         )
-        action = parse_action(sampled.token_ids, self.tokenizer)
+        actions = parse_actions(sampled.token_ids, self.tokenizer)
         view_hash = digest(" ".join(map(str, self.prompt_ids)))
         parents = self.parents if self.parents != tuple(self.history) else self.parents[-1:]
-        self.nodes.append(Node(parents, Message("assistant", action.content), sampled, view_hash))
+        self.nodes.append(Node(parents, Message("assistant", actions[0].content), sampled, view_hash))
         self.history.append(len(self.nodes) - 1)
         self.turn += 1
         self.sampled_tokens += len(sampled.token_ids)
@@ -177,9 +195,9 @@ class _Live:
             self.outcome = "aborted"
         elif completion.finish == "length":
             self.outcome = "truncated"
-        elif action.kind == "answer":
+        elif actions[0].kind == "answer":
             self.outcome = "finished"
-        return None if self.outcome else action
+        return () if self.outcome else actions
 
     def call(self, action: Action, tools: Tools | None) -> ToolCall | None:
         """The call to run; an invalid one is counted and answered here."""
@@ -188,27 +206,35 @@ class _Live:
         except Exception as error:  # noqa: BLE001 - as in `prepare`
             self._program_failed("tools", error)
             return None
-        refusal = f"no tool {action.tool}" if tools is None or action.tool not in allowed else ""
-        if tools is not None and not refusal:
-            refusal = tools.refuse(action.tool, action.argument)
-        if not refusal:
-            self.counts["tool_calls"] += 1
-            return ToolCall(action.tool, action.argument, self.files)
-        self.counts["invalid_calls"] += 1
-        self.receive(action, ToolResult(INVALID + refusal, self.files))
-        return None
+        try:
+            if tools is None or action.tool not in allowed:
+                raise InvalidCall(f"no tool {action.tool}")
+            arguments = tools.bind(action.tool, action.argument)
+        except InvalidCall as refusal:
+            self.counts["invalid_calls"] += 1
+            self.receive(action, {}, ToolResult(f"{INVALID}{refusal}", self.files, self.notes))
+            return None
+        self.counts["tool_calls"] += 1
+        return ToolCall(action.tool, arguments, self.files, self.notes)
 
-    def receive(self, action: Action, result: ToolResult | SandboxFailed) -> None:
+    def receive(self, action: Action, arguments: Mapping[str, Any], result: ToolResult | SandboxFailed) -> None:
         """Record a result, and let the program say what the model is told of it."""
         if isinstance(result, SandboxFailed):
             self.outcome = "sandbox_error"
             return
-        self.files = result.files
+        use = ToolUse(
+            action.tool,
+            arguments,
+            result.deterministic,
+            _changes(self.files, result.files),
+            _changes(self.notes, result.notes),
+        )
+        self.files, self.notes = result.files, result.notes
         self.counts["failed_calls"] += int(result.failed)
         self.counts["backstop_fired"] += int(result.timed_out)
         text = result.text.encode("utf-8", "replace")[: self.budget.result_bytes].decode("utf-8", "ignore")
         raw = Message("tool", text)
-        self.nodes.append(Node((len(self.nodes) - 1,), raw))
+        self.nodes.append(Node((len(self.nodes) - 1,), raw, use=use))
         raw_node = len(self.nodes) - 1
         try:
             for message in self.program.harness.observe(self._state(), action, text):
@@ -243,6 +269,8 @@ class _Live:
             tokens_left=self._tokens_left(),
             tool_calls=self.counts["tool_calls"],
             invalid_calls=self.counts["invalid_calls"],
+            files=self.files,
+            notes=self.notes,
         )
 
     def _tokens_left(self) -> int:
@@ -282,3 +310,9 @@ class _Live:
         self.outcome = "harness_error"
         note = f"harness error in {method} of {self.program.label}: {type(error).__name__}: {error}"
         self.nodes.append(Node(tuple(self.history[-1:]), Message("system", note[:500])))
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """key -> value of what is new or other in `after`; None for what is gone."""
+    changed = {key: value for key, value in after.items() if key not in before or before[key] != value}
+    return changed | {key: None for key in before if key not in after}

@@ -7,19 +7,19 @@ the same tokens at every turn. A changed program, tokenizer or budget is found a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from noria.data.tokenizer import Tokenizer
 from noria.grading import Grader
 from noria.harness.program import Program
 from noria.harness.rollout import Budget, rollout
-from noria.harness.tools import SandboxFailed, ToolCall, ToolResult
+from noria.harness.tools import InvalidCall, SandboxFailed, ToolCall, ToolResult
 from noria.harness.tools.toolbox import INVALID
 from noria.inference import Completion, Request
-from noria.types import GraderRef, Message, ModelCall, Score, Task, Trace, task_from_json, task_to_json
+from noria.types import GraderRef, ModelCall, Score, Task, Trace, task_from_json, task_to_json
 
 T = TypeVar("T")
 
@@ -84,6 +84,7 @@ class _Tape:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self._calls = iter([(node.call, node.view_hash) for node in trace.nodes if node.call is not None])
+        self._results = [node for node in trace.nodes if node.use is not None]
         self._turn = -1
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -100,23 +101,23 @@ class _Tape:
             )
         return [Completion(call.token_ids, call.logprobs, call.finish, call.policy_version)]  # type: ignore[arg-type]
 
-    def refuse(self, tool: str, argument: str) -> str:
-        message = self._result()
-        return message.content.removeprefix(INVALID) if message and message.content.startswith(INVALID) else ""
+    def bind(self, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._results and self._results[0].message.content.startswith(INVALID):
+            raise InvalidCall(self._results.pop(0).message.content.removeprefix(INVALID))
+        return self._results[0].use.arguments if self._results and self._results[0].use else {}
 
     def run(self, calls: Sequence[ToolCall]) -> list[ToolResult | SandboxFailed]:
         (call,) = calls
-        message = self._result()
-        return [SandboxFailed("as recorded") if message is None else ToolResult(message.content, call.files)]
+        if not self._results:
+            return [SandboxFailed("as recorded")]
+        node = self._results.pop(0)
+        assert node.use is not None
+        files, notes = _changed(call.files, node.use.files), _changed(call.notes, node.use.notes)
+        return [ToolResult(node.message.content, files, notes, node.use.deterministic)]
 
-    def _result(self) -> Message | None:
-        """The raw result that follows the current turn's sample."""
-        seen = -1
-        for place, node in enumerate(self.trace.nodes):
-            seen += node.call is not None
-            if seen == self._turn and node.message.role == "tool" and place:
-                return node.message
-        return None
+
+def _changed(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in {**before, **changes}.items() if value is not None}
 
 
 def _first_difference(prompt_ids: Sequence[int], call: ModelCall) -> int:

@@ -1,11 +1,11 @@
 """Tools over a workspace of files: `read NAME` and `list`."""
 
-from noria.harness.tools.toolbox import Tool
+from noria.harness.tools.toolbox import Parameter, Tool
 
 READ = Tool(
     name="read",
     description="read NAME: the content of the file NAME",
-    argument="required",
+    parameters=(Parameter("name", "the file's name"),),
     source="""
 import os
 def run(name):
@@ -21,10 +21,10 @@ def run(name):
 LIST = Tool(
     name="list",
     description="list: the names of all files, sorted",
-    argument="none",
+    parameters=(),
     source="""
 import os
-def run(_):
+def run():
     return "\\n".join(sorted(os.listdir(".")))
 """,
 )
