@@ -26,6 +26,7 @@ def ask(client: McpClient, what: str) -> str:
 
 class NoSandbox:
     """Host tools need none."""
+
     label = ""
 
     label = ""
