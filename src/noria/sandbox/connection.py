@@ -125,7 +125,7 @@ class Connection:
         }
 
     def _exchange(self, message: bytes) -> dict[str, Any]:
-        """Sends, and gives the report that comes back, with `result` and `output` read from the files with it."""
+        """Sends, and gives the report that comes back; `result` and `output` are read from the files that it brings."""
         channel = self._channel
         assert channel is not None
         deadline = time.monotonic() + self._limits.wall_seconds + GRACE_SECONDS
