@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,14 @@ def test_groups_are_gone_with_their_sandbox():
         mine = {folder for folder in made if str(folder) in str(sandbox._idle[0]._group._folders)}
         assert len(mine) == len(cgroups.places())
     assert not any(folder.exists() for folder in mine)
+
+
+def test_groups_of_a_sandbox_that_nobody_closed_are_gone_with_the_process():
+    program = "import os; from noria.sandbox import Sandbox; box = Sandbox(workers=1); box.run_command(['true']); "
+    done = subprocess.run([sys.executable, "-c", program + "print(os.getpid())"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    left = [place.folder.glob(f"noria-{done.stdout.strip()}-*") for place in cgroups.places().values()]
+    assert [list(folders) for folders in left] == [[] for _ in left]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ group that holds processes can't also have bounded children, unless it is the ro
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -79,6 +80,8 @@ class Group:
         for controller, place in found.items():
             _bound(place.folder / name, controller, place.version, bounds[controller])
 
+        _made[self] = os.getpid()
+
     def add(self, pid: int) -> None:
         """Puts a process, and all that it will start, into the group."""
         for folder in self._folders:
@@ -96,8 +99,20 @@ class Group:
         return sum(int(line.split()[1]) for line in lines.splitlines() if line.startswith("oom_kill "))
 
     def remove(self) -> None:
+        _made.pop(self, None)
         for folder in self._folders:
             _kill_and_remove(folder)
+
+
+_made: dict[Group, int] = {}  # with the process that made it: a fork of that one must leave it alone
+
+
+@atexit.register
+def _remove_forgotten() -> None:
+    """Groups of sandboxes that nobody closed."""
+    for group, owner in list(_made.items()):
+        if owner == os.getpid():
+            group.remove()
 
 
 def _bound(folder: Path, controller: str, version: int, amount: int) -> None:
