@@ -29,7 +29,7 @@ T = TypeVar("T")
 # A tool takes milliseconds. The backstop of wall time is far above, so that a busy machine decides nothing.
 TOOL_LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0)
 NOISES = (0.1, 0.3)
-FUZZED_TASKS, REPEATED_CALLS = 3, 40
+FUZZED_TASKS, REPEATED_CALLS, CALLS_A_TASK = 3, 40, 4
 CONCURRENT = 8  # traces at a time: what tools keep warm (open pages, indices) is for a few
 
 
@@ -86,7 +86,8 @@ def collect(
         slips = environment.reference or (lambda task, noise: slipping(environment, task, noise))
         reference = {noise: player.play(_at(slips, noise), repeats) for noise in NOISES}
         recorded = [call for run in (gold, random) for call in calls_of(run)]
-        sample = recorded[:: max(1, len(recorded) // REPEATED_CALLS)]
+        most = min(REPEATED_CALLS, CALLS_A_TASK * count)
+        sample = recorded[:: max(1, len(recorded) // most)][:most]
         return Evidence(
             splits=splits,
             splits_again=again,

@@ -179,5 +179,5 @@ ENVIRONMENT = Environment(
         "script_address": lambda task: _blind(call("open_page", "javascript:document.forms[0].submit()")),
     },
     dials={"changes": "1 to 5 fields to set", "decoys": "other courses' forms, a newsletter's form on each page"},
-    tasks_to_check=10,
+    tasks_to_check=5,
 )
