@@ -83,6 +83,7 @@ def graded(imported: Imported, policy: Callable[[Task], Policy], box: Sandbox, t
     return imported.grader.grade([task], [trace])[0]
 
 
+@pytest.mark.slow
 def test_the_solution_scores_one_and_nothing_scores_zero(folder: Path, box: Sandbox, tokenizer: Tokenizer):
     imported = import_harbor(folder)
     assert not imported.refused
@@ -95,6 +96,7 @@ def test_the_solution_scores_one_and_nothing_scores_zero(folder: Path, box: Sand
     assert graded(imported, lambda task: follow(["done"]), box, tokenizer).value == 0.0
 
 
+@pytest.mark.slow
 def test_what_an_agent_leaves_does_not_stand_before_the_tests(folder: Path, box: Sandbox, tokenizer: Tokenizer):
     """Files that pytest or Python would load first, a reward of one's own, and tests of one's own."""
     passing = "def pytest_pyfunc_call(pyfuncitem): return True"
