@@ -116,7 +116,7 @@ class EndpointPolicy:
             reason = f"status {status}: {raw[:300].decode('utf-8', 'replace')}"
             if status not in AGAIN:
                 break
-            asked_to_wait = _seconds(headers.get("retry-after"))
+            asked_to_wait = _seconds(headers.get("Retry-After"))
         return ModelFailed(f"{endpoint.base_url}: {reason}")
 
     def _post(self, body: bytes) -> tuple[int, http.client.HTTPMessage, bytes]:
@@ -142,7 +142,7 @@ class EndpointPolicy:
             connection.close()
             raise
         self._idle.put(connection)
-        return response.status, {name.lower(): value for name, value in response.headers.items()}, raw
+        return response.status, response.headers, raw
 
     def _connect(self) -> http.client.HTTPConnection:
         where = urlsplit(self.endpoint.base_url)
