@@ -88,9 +88,9 @@ def test_memory_of_a_command_is_bounded_together_and_running_out_is_no_failure_o
 def test_groups_are_gone_with_their_sandbox():
     with Sandbox(SMALL, workers=1) as sandbox:
         sandbox.run_command(["true"])
-        made = [folder for place in cgroups.places().values() for folder in place.folder.glob(f"noria-{os.getpid()}-*")]
-        mine = {folder for folder in made if str(folder) in str(sandbox._idle[0]._group._folders)}
-        assert len(mine) == len(cgroups.places())
+        mine = sandbox._idle[0]._group._folders
+        assert len(mine) == len({place.folder for place in cgroups.places().values()})
+        assert all(folder.exists() for folder in mine)
     assert not any(folder.exists() for folder in mine)
 
 
