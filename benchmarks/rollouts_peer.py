@@ -76,7 +76,7 @@ async def run(env: Files, order: dict[str, Any], task: dict[str, Any], client: C
 def main() -> None:
     task: dict[str, Any] = json.loads(sys.argv[1])
     os.environ["ROLLOUTS_KEY"] = "none"
-    client = ClientConfig(api_base_url=task["url"], api_key_var="ROLLOUTS_KEY", max_retries=0)
+    client = ClientConfig(api_base_url=task["url"], api_key_var="ROLLOUTS_KEY", max_retries=0, connect_timeout=60.0)
     dataset = Dataset.from_list([{"question": task["prompt"], "answer": ""}])
     env = Files(task["files"], dataset=dataset, max_turns=task["turns"], score_rollouts=False)
     print(json.dumps({"name": f"verifiers {importlib.metadata.version('verifiers')}"}), flush=True)

@@ -225,9 +225,8 @@ class Trace:
 def call_from(raw: Mapping[str, Any]) -> ModelCall:
     """A ModelCall from what JSON made of one."""
     parts = {**raw, **{name: tuple(raw[name]) for name in ("prompt_ids", "token_ids", "logprobs")}}
-    if (endpoint := raw.get("endpoint")) is not None:
-        pairs = tuple((tool, arguments) for tool, arguments in endpoint["calls"])
-        parts["endpoint"] = EndpointReply(**{**endpoint, "calls": pairs})
+    if endpoint := raw.get("endpoint"):
+        parts["endpoint"] = EndpointReply(**{**endpoint, "calls": tuple(map(tuple, endpoint["calls"]))})
     return ModelCall(**parts)
 
 

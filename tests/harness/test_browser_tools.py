@@ -25,7 +25,7 @@ ORDER = """<title>Order</title><form action=/thanks.html method=post><input type
 <textarea name=note aria-label=Note></textarea><input type=date name=day aria-label=Day>
 <input name=fixed aria-label=Fixed value=x readonly><button>Send</button><button disabled>Later</button></form>"""
 CLOCK = """<title>Clock</title><p id=p></p>
-<button onclick="alert('well\\ndone');p.textContent+=' !'">Press</button>
+<button onclick="alert('well\\ndone');p.textContent+=' !'">Press</button><button onclick="this.hidden=1">Hide</button>
 <script>
 localStorage.n = (+localStorage.n || 0) + 1; sessionStorage.n = (+sessionStorage.n || 0) + 1;
 setTimeout(() => {
@@ -273,6 +273,7 @@ def test_the_same_actions_lead_to_the_same_page_in_a_new_browser(browser):
     visit("open_page", "http://site.test/clock.html")
     other("open_page", "http://site.test/clock.html")
     other("open_page", "http://site.test/clock.html")
+    assert "e2" not in visit("click", "e2") and visit.refused("click", "e2") == "no e2 on this page"
     text = visit("click", "e1")
     assert "dialog: well done" in text and "2026-01-01T00:00:00.700Z" in text and text.count(" 1 1") == 1
     assert other("read_page") != text

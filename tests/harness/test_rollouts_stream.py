@@ -57,7 +57,6 @@ def test_no_more_traces_live_than_were_allowed(tokenizer, tools, monkeypatch):
         begun[0] += 1
         most[0] = max(most[0], len(alive))
 
-    Conversation.__hash__ = object.__hash__  # type: ignore[method-assign]
     monkeypatch.setattr(Conversation, "__post_init__", counting)
     policy = ScriptedPolicy(script_of, tokenizer)
     ahead = 0

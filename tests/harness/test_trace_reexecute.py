@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 
 from noria.harness import Budget, ReplayMismatch, ScriptedSampler, Toolbox, load_program, rollout
+from noria.harness.baselines import tokenizer_of
 from noria.harness.environments import lookup
+from noria.harness.environments.environment import load_environment
+from noria.harness.policy import ScriptedPolicy
 from noria.harness.tools import FILE_TOOLS, HostTool, ToolResult
 from noria.harness.traces import Entry, Library, TraceWriter, reexecute, replay
 
@@ -86,3 +89,25 @@ def test_a_tool_that_is_not_given_any_more_leaves_the_tape(kept, tokenizer, tool
     fewer = Toolbox(tools.box, [tool for tool in FILE_TOOLS if tool.name != "read"])
     with pytest.raises(ReplayMismatch, match="turn 1"):
         again(entry, tokenizer, fewer)
+
+
+@pytest.mark.slow
+def test_sub_agents_and_several_calls_a_reply_replay_and_execute_again(tools, tmp_path):
+    environment = load_environment("parallel")
+    tasks = environment.generate(6, 1, "train")
+    spelled = tokenizer_of(environment, tasks)
+    helpers = replace(environment.subagents, policy=ScriptedPolicy(environment.helper, spelled))
+    box = Toolbox(tools.box, environment.tools)
+    budget, program = environment.budget, environment.harness
+    policy = ScriptedPolicy(environment.gold, spelled)
+    traces = rollout(tasks, range(6), policy, None, program, budget=budget, tools=box, subagents=helpers)
+    assert any(node.agent for trace in traces for node in trace.nodes)
+    assert any("<|call|>" in node.message.content[8:] for trace in traces for node in trace.nodes if node.call)
+    with TraceWriter(tmp_path) as writer:
+        writer.append(Entry(trace, task) for task, trace in zip(tasks, traces, strict=True))
+    with Library(tmp_path, tmp_path / "i.sqlite") as library:
+        kept = [entry for _, entry in library.entries()]
+    for entry, trace in zip(kept, traces, strict=True):
+        assert replay(entry.task, entry.trace, spelled, program, budget, subagents=environment.subagents) == trace
+        reruns = reexecute(entry.task, entry.trace, spelled, program, budget, box, subagents=environment.subagents)
+        assert reruns and {rerun.verdict for rerun in reruns} == {"equal"}

@@ -285,6 +285,16 @@ def test_undecodable_bytes_survive_both_formats(tmp_path):
         assert library.entry(1).trace == one.trace and library.count(Query(text="see")) == 1
 
 
+def test_lines_are_lines_to_any_reader(tmp_path):
+    one = with_sub_agents()  # one of its texts holds U+2028
+    bytes_too = Entry(long_trace(2), task(), one.score)
+    written(tmp_path / "blocks", [one, bytes_too])
+    save(tmp_path / "lines", load(tmp_path / "blocks"))
+    for path in (tmp_path / "lines").iterdir():
+        assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+    assert load(tmp_path / "lines").traces == (one.trace, bytes_too.trace)
+
+
 def test_a_folder_without_traces_says_so(tmp_path):
     (tmp_path / "traces.jsonl").write_text('{"token_ids": [1]}\n')  # what distillation keeps under that name
     with pytest.raises(TraceFileError, match="holds no traces"):

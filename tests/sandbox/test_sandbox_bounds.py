@@ -194,6 +194,19 @@ def test_without_namespaces_the_weaker_one_is_taken_only_when_asked_for(no_names
         Sandbox(allow_weaker=False)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root could be an owner inside")
+def test_a_root_that_can_not_be_given_up_may_change_no_permissions(monkeypatch):
+    monkeypatch.setattr(bubblewrap, "probe", lambda: bubblewrap.Probe("x", "", gives_up_root=False))
+    check_function.cache_clear()
+    try:
+        with Sandbox(SMALL, workers=1) as sandbox:
+            assert "as root" in sandbox.report.detail
+            assert sandbox.run_command(["chmod", "600", "/dev/null"]).exit_code == 1
+            assert sandbox.run_command(["sh", "-c", "echo x > a; cat a"]).output == "x\n"
+    finally:
+        check_function.cache_clear()
+
+
 def test_with_namespaces_the_weaker_one_is_never_taken(monkeypatch):
     monkeypatch.setenv(check_module.ALLOW_WEAKER, "1")
     with Sandbox(SMALL, workers=1, allow_weaker=True) as sandbox:

@@ -24,7 +24,7 @@ from noria.types import Message, Node, Task, ToolUse, seed_of, split_thinking
 COUNTS = ("tool_calls", "invalid_calls", "failed_calls", "backstop_fired")
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """One call of a reply, until its result is recorded. Results are recorded in the order of the calls."""
 
@@ -40,7 +40,7 @@ class Slot:
         return changes(self.before[0], self.result.files) if isinstance(self.result, ToolResult) else {}
 
 
-@dataclass
+@dataclass(eq=False)
 class Conversation:
     task: Task
     seed: int

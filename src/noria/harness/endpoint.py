@@ -119,7 +119,7 @@ class EndpointPolicy:
             asked_to_wait = _seconds(headers.get("Retry-After"))
         return ModelFailed(f"{endpoint.base_url}: {reason}")
 
-    def _post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+    def _post(self, body: bytes) -> tuple[int, http.client.HTTPMessage, bytes]:
         headers = {"Content-Type": "application/json"}
         if self.endpoint.api_key:
             headers["Authorization"] = f"Bearer {self.endpoint.api_key}"

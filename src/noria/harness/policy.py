@@ -6,6 +6,7 @@ what was sampled is never made again from text. Endpoints (`endpoint.py`) know n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -207,7 +208,7 @@ def reply_ids(text: str, tokenizer: Tokenizer) -> list[int]:
 
 def _with_tools_told(messages: Sequence[dict[str, Any]], tools: Sequence[ToolSpec]) -> tuple[list[dict[str, Any]], int]:
     """The messages with the tools in the system message, results as a user's; and how far they moved."""
-    lines = "\n".join(_json(tool.to_json()) for tool in tools)
+    lines = "\n".join(json.dumps(tool.to_json(), ensure_ascii=False) for tool in tools)
     told = (
         f"You may call these tools:\n{lines}\n"
         'To call one, write <tool_call>{"name": "NAME", "arguments": {...}}</tool_call>. '
@@ -223,12 +224,6 @@ def _with_tools_told(messages: Sequence[dict[str, Any]], tools: Sequence[ToolSpe
         first = {"role": "system", "content": f"{as_user[0]['content']}\n\n{told}"}
         return [first, *as_user[1:]], 0
     return [{"role": "system", "content": told}, *as_user], 1
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _prompt(ids: tuple[int, ...]) -> Prompt:

@@ -252,11 +252,10 @@ def _outcome(report: Mapping[str, Any], job: _Job, limits: Limits) -> Outcome:
     """Reads the server's report. Only here are the bytes that a candidate left parsed."""
     if "out_of_memory" in report:
         return Outcome("crash", error=f"its processes together used more than {limits.memory_bytes} bytes of memory")
-    printed = base64.b64decode(report["output"])
-    output = printed.decode("utf-8", "replace")
+    output = report["output"].decode("utf-8", "replace")
     files = {path: base64.b64decode(raw) for path, raw in sorted(report.get("files", {}).items())}
     common: dict[str, Any] = {"output": output, "exit_code": report["exit"], "files": files}
-    common |= {"skipped": report.get("skipped", {}), "output_cut": len(printed) >= limits.output_bytes}
+    common |= {"skipped": report.get("skipped", {}), "output_cut": len(report["output"]) >= limits.output_bytes}
     if report["wall_expired"] or report["cpu_expired"]:
         which = f"{limits.wall_seconds} s of wall time" if report["wall_expired"] else f"{limits.cpu_seconds} s of CPU"
         return Outcome("timeout", error=f"stopped after {which}", **common)
@@ -267,7 +266,7 @@ def _outcome(report: Mapping[str, Any], job: _Job, limits: Limits) -> Outcome:
         )
     if report["exit"] not in (0, 70):
         return Outcome("crash", error=f"the process ended with {report['exit']} and no result", **common)
-    raw = base64.b64decode(report["result"])
+    raw = report["result"]
     if len(raw) > limits.file_bytes:
         return Outcome("error", error=f"the result has more than {limits.file_bytes} bytes", **common)
     try:

@@ -52,7 +52,7 @@ def probe() -> Probe:
     reason = ""
     for give_up_root in (True, False) if os.getuid() == 0 else (False,):
         try:
-            process, _ = start(Limits(), Profile(), [*interpreter(), "-c", "print('inside')"], give_up_root)
+            process, _ = start(Limits(), Profile(), [*interpreter(), "-c", "print('inside')"], None, give_up_root)
         except OSError as error:
             reason = str(error)
             continue
@@ -65,9 +65,9 @@ def probe() -> Probe:
 
 
 def start(
-    limits: Limits, profile: Profile, command: list[str], give_up_root: bool | None = None
+    limits: Limits, profile: Profile, command: list[str], channel: int | None = None, give_up_root: bool | None = None
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """A sandbox with `command` as its process 1, on pipes, and that process's id outside.
+    """A sandbox with `command` as its process 1, and that process's id outside. Its stdin is the file `channel`.
 
     A real root that bwrap maps to another user inside still owns there what root owns, e.g. the null device, and no
     limit on its number of processes holds. So root is given up first (as_nobody.py). Where that can't be, changes of
@@ -95,8 +95,8 @@ def start(
                 whole = [executable(), "-I", "-S", "-B", "-c", AS_NOBODY_SOURCE, order]  # outside: -I, whatever is set
             process = subprocess.Popen(
                 whole,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL if channel is None else channel,
+                stdout=subprocess.PIPE if channel is None else subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=(stream.fileno(), tell),
             )

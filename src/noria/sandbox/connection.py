@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import platform
-import select
 import shutil
+import socket
 import struct
 import subprocess
 import time
@@ -38,6 +37,7 @@ class Connection:
     def __init__(self, limits: Limits, profile: Profile, report: Report) -> None:
         self._limits, self._profile, self._report = limits, profile, report
         self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
         self._group: Group | None = None
         self._folder: str | None = None  # on the host, where the sandbox has no namespaces
 
@@ -71,10 +71,11 @@ class Connection:
         if process is not None:
             process.kill()
             process.wait()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    with contextlib.suppress(OSError):  # unsent bytes for a server that has gone
-                        stream.close()
+            if process.stderr is not None:
+                process.stderr.close()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
         if self._group is not None:
             self._group.remove()
             self._group = None
@@ -89,11 +90,13 @@ class Connection:
             limits.memory_bytes + limits.workspace_bytes + 2 * profile.scratch_bytes + SERVER_BYTES,
             limits.processes + 2,  # the server, and whoever reports
         )
-        if self._report.kind == "bubblewrap":
-            self._process, pid = bubblewrap.start(limits, profile, command)
-        else:
-            self._process, self._folder = landlock.start(command, bubblewrap.identity())
-            pid = self._process.pid
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            if self._report.kind == "bubblewrap":
+                self._process, pid = bubblewrap.start(limits, profile, command, theirs.fileno())
+            else:
+                self._process, self._folder = landlock.start(command, theirs.fileno(), bubblewrap.identity())
+                pid = self._process.pid
         self._group.add(pid)  # before it is told anything, so before it forks
         hello = self._exchange(json.dumps(self._setup()).encode() + b"\n")
         if hello.get("ready") is not True:
@@ -122,25 +125,33 @@ class Connection:
         }
 
     def _exchange(self, message: bytes) -> dict[str, Any]:
-        process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        process.stdin.write(message)
-        process.stdin.flush()
+        """Sends, and gives the report that comes back, with `result` and `output` read from the files with it."""
+        channel = self._channel
+        assert channel is not None
         deadline = time.monotonic() + self._limits.wall_seconds + GRACE_SECONDS
-        received = bytearray()
-        while not received.endswith(b"\n"):
-            ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            chunk = os.read(process.stdout.fileno(), 1 << 20) if ready else b""
-            if not ready:
-                raise TimeoutError("no reply")
-            if not chunk:
-                raise EOFError("the server ended")
-            received += chunk
-            if len(received) > MAX_REPLY_BYTES:
-                raise ValueError("the reply is too long")
-        report = json.loads(received)
-        assert isinstance(report, dict)
-        return report
+        channel.settimeout(self._limits.wall_seconds + GRACE_SECONDS)
+        channel.sendall(message)
+        received, descriptors = bytearray(), []
+        try:
+            while not received.endswith(b"\n"):
+                channel.settimeout(max(0.001, deadline - time.monotonic()))
+                chunk, fds, _, _ = socket.recv_fds(channel, 1 << 20, 2)
+                descriptors += fds
+                if not chunk:
+                    raise EOFError("the server ended")
+                received += chunk
+                if len(received) > MAX_REPLY_BYTES:
+                    raise ValueError("the reply is too long")
+            report = json.loads(received)
+            assert isinstance(report, dict)
+            if descriptors:
+                result, output = descriptors
+                report["result"] = os.pread(result, self._limits.file_bytes + 1, 0)
+                report["output"] = os.pread(output, self._limits.output_bytes, 0)
+            return report
+        finally:
+            for fd in descriptors:
+                os.close(fd)
 
     def _last_words(self) -> str:
         process = self._process

@@ -78,7 +78,7 @@ def confinement(workspace: str, readable: list[str]) -> Confinement:
     return Confinement(files, network, SCOPES if abi >= SCOPES_SINCE else 0, size, paths)
 
 
-def start(command: list[str], identity: dict[str, Any]) -> tuple[subprocess.Popen[bytes], str]:
+def start(command: list[str], channel: int, identity: dict[str, Any]) -> tuple[subprocess.Popen[bytes], str]:
     """The server outside any namespace, and the folder of its workspaces, which the caller removes after it."""
     # In memory where possible: a control group then bounds what is written, too.
     folder = tempfile.mkdtemp(prefix="noria-sandbox-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
@@ -86,8 +86,8 @@ def start(command: list[str], identity: dict[str, Any]) -> tuple[subprocess.Pope
         os.chown(folder, identity["user"], identity["group"])
     process = subprocess.Popen(
         command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdin=channel,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=dict(FIXED),
         cwd="/",

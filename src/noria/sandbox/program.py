@@ -1,4 +1,5 @@
-"""A program that stays alive in a sandbox of its own and is spoken to over its standard input and output.
+"""A program that stays alive in a sandbox of its own and is spoken to over its standard input and output, which
+are one socket.
 
 For programs that cost too much to start for each job, like a browser. It is not a candidate: there is one job, which
 lasts until `close`, and whoever speaks to it sets the time.
@@ -6,9 +7,8 @@ lasts until `close`, and whoever speaks to it sets the time.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
+import socket
 import time
 from collections.abc import Sequence
 
@@ -16,6 +16,8 @@ from noria.sandbox import bubblewrap
 from noria.sandbox.cgroups import Group
 from noria.sandbox.check import choose
 from noria.sandbox.limits import Limits, Profile
+
+SEND_SECONDS = 60.0  # a program that takes nothing for so long is given up
 
 
 class ProgramEnded(RuntimeError):
@@ -38,9 +40,12 @@ class LiveProgram:
             limits.memory_bytes + limits.workspace_bytes + 2 * profile.scratch_bytes, limits.processes + 2
         )
         # The program waits for a line until it is in its group: so nothing that it starts can be outside.
-        waiting = ["/bin/sh", "-c", 'read -r line; exec "$@"', "sh", *argv]
-        self._process, pid = bubblewrap.start(limits, profile, waiting)
+        waiting = ["/bin/sh", "-c", 'read -r line; exec "$@" >&0', "sh", *argv]
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            self._process, pid = bubblewrap.start(limits, profile, waiting, theirs.fileno())
         self._group.add(pid)
+        self._channel.settimeout(SEND_SECONDS)
         self._received = bytearray()
         self.send(b"\n")
 
@@ -52,24 +57,24 @@ class LiveProgram:
 
     def send(self, message: bytes) -> None:
         """Raises ProgramEnded."""
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(message)
-            self._process.stdin.flush()
-        except (OSError, ValueError) as error:
+            self._channel.sendall(message)
+        except OSError as error:
             raise ProgramEnded(f"the program has ended: {error}; {self._last_words()}") from error
 
     def receive(self, end: bytes, seconds: float) -> bytes:
         """What it says up to the byte `end`, without it. Raises ProgramEnded; ProgramSilent after `seconds`."""
-        assert self._process.stdout is not None
         deadline = time.monotonic() + seconds
         searched = 0
         while (place := self._received.find(end, searched)) < 0:
             searched = len(self._received)
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            try:
+                ready, _, _ = select.select([self._channel], [], [], max(0.0, deadline - time.monotonic()))
+                chunk = self._channel.recv(1 << 20) if ready else b""
+            except (OSError, ValueError) as error:  # reset, or closed by us
+                raise ProgramEnded(f"the program has ended: {error}; {self._last_words()}") from error
             if not ready:
                 raise ProgramSilent(f"the program said nothing for {seconds:.0f} s")
-            chunk = os.read(self._process.stdout.fileno(), 1 << 20)
             if not chunk:
                 raise ProgramEnded(f"the program has ended; {self._last_words()}")
             self._received += chunk
@@ -81,10 +86,9 @@ class LiveProgram:
         """Ends it and all that it started."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # unsent bytes for a program that has gone
-                    stream.close()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+        self._channel.close()
         self._group.remove()
 
     def _last_words(self) -> str:

@@ -1,9 +1,10 @@
 """Runs INSIDE the sandbox: forks a warm child for each job, waits, and lets another child report what was left.
 
-Only the standard library; sent to the sandboxed interpreter as source text. Jobs come in on stdin (9 bytes of header,
-then JSON) and reports go out on stdout, one JSON object a line. This process runs no candidate's code and reads no job:
-the child that is forked for a job reads it, and a third process reports. So its memory, which every child inherits,
-holds nothing of earlier candidates, and it can't be harmed by what they leave behind.
+Only the standard library; sent to the sandboxed interpreter as source text. Its stdin is a Unix socket: jobs come in (9
+bytes of header, then JSON), and reports go out, one JSON object a line, with two files of memory: the result and the
+output. This process runs no candidate's code, and reads no job and nothing that one left: the child that is forked for
+a job reads it, and another reads the workspace. So its memory, which every child inherits, holds nothing of earlier
+candidates, and it can't be harmed by what they leave behind.
 
 In bubblewrap it is process 1 of its own PID namespace: signals from candidates can't end it, and after each job it
 kills whatever is still alive. Without namespaces (`landlock` in the setup) it adopts orphans and kills its descendants.
@@ -21,6 +22,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import stat
 import struct
 import sys
@@ -46,7 +48,8 @@ class Ended(Exception):
 
 def main():
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    requests, replies = os.dup(0), os.dup(1)
+    requests = os.dup(0)
+    replies = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(0))
     setup = json.loads(read_line(requests))
     if not setup["landlock"] and os.getpid() != 1:
         sys.exit("the sandbox server must be process 1 of its own PID namespace")
@@ -100,11 +103,16 @@ def serve(setup, requests, replies, length, collect):
     if code == UNREAD and os.lseek(result_fd, 0, os.SEEK_END) == 0:
         sys.exit("a job could not be read")
     seen = {"exit": code, "wall_expired": wall_expired, "cpu_expired": cpu_limit_ended(code, usage, setup["limits"])}
-    reporter = os.fork()
-    if reporter == 0:
-        report_and_leave(setup, replies, seen, result_fd, output_fd, collect)
-    if os.waitpid(reporter, 0)[1] != 0:
-        sys.exit("the report on a job could not be made")
+    if collect and holds_anything(setup["folders"][0]):
+        reporter = os.fork()
+        if reporter == 0:
+            seen.update(read_workspace(setup["folders"][0], setup["limits"]["workspace_bytes"] // 2))
+            reply(replies, seen, result_fd, output_fd)
+            os._exit(0)
+        if os.waitpid(reporter, 0)[1] != 0:
+            sys.exit("the report on a job could not be made")
+    else:
+        reply(replies, seen, result_fd, output_fd)
     os.close(result_fd)
     os.close(output_fd)
     for folder in setup["folders"]:
@@ -292,20 +300,10 @@ def children():
     return found
 
 
-def report_and_leave(setup, replies, seen, result_fd, output_fd, collect):
-    limits = setup["limits"]
-    seen["result"] = base64.b64encode(os.pread(result_fd, limits["file_bytes"] + 1, 0)).decode()
-    seen["output"] = base64.b64encode(os.pread(output_fd, limits["output_bytes"], 0)).decode()
-    if collect:
-        seen.update(read_workspace(setup["folders"][0], limits["workspace_bytes"] // 2))
-    reply(replies, seen)
-    os._exit(0)
-
-
-def reply(fd, report):
+def reply(channel, report, *fds):
     line = memoryview(json.dumps(report).encode() + b"\n")
-    while line:
-        line = line[os.write(fd, line) :]
+    sent = socket.send_fds(channel, [line], fds) if fds else 0
+    channel.sendall(line[sent:])
 
 
 def read_exactly(fd, length):
@@ -332,6 +330,12 @@ def write_file(path, content):
         stream.write(content)
     if content.startswith((b"#!", b"\x7fELF")):  # files travel as bytes alone; what is a program stays one
         os.chmod(path, 0o755)
+
+
+def holds_anything(root):
+    open_up(root)
+    with os.scandir(root) as entries:
+        return any(True for _ in entries)
 
 
 def read_workspace(root, most_bytes):

@@ -163,6 +163,7 @@ class Page:
     submitted: list[dict[str, Any]] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
     _refs: dict[int, int] = field(default_factory=dict)  # backend node id -> number of the ref
+    _shown: dict[int, int] = field(default_factory=dict)  # number of the ref -> backend node id, of the last `lines`
     _submitting: str = ""  # where the form goes that is being submitted
     _settled: bool = False
     _fresh: bool = True
@@ -184,7 +185,7 @@ class Page:
 
         It returns "" or what forbids the action. Raises ActionFailed with that, and for a ref that is not on the page.
         """
-        node = next((node for node, number in self._refs.items() if number == ref), None)
+        node = self._shown.get(ref)
         world = self._world()
         try:
             if node is None:
@@ -228,7 +229,14 @@ class Page:
     def lines(self) -> list[str]:
         """The page as text; refs count up from 1 within a document, and an element keeps its own."""
         nodes = self._ask("Accessibility.getFullAXTree")["nodes"]
-        return outline(nodes, lambda node: self._refs.setdefault(node, len(self._refs) + 1))
+        self._shown = {}
+
+        def number(node: int) -> int:
+            ref = self._refs.setdefault(node, len(self._refs) + 1)
+            self._shown[ref] = node
+            return ref
+
+        return outline(nodes, number)
 
     def handle(self, method: str, event: Mapping[str, Any]) -> None:
         if method == "Fetch.requestPaused":
@@ -238,7 +246,7 @@ class Page:
         elif method == "Page.frameRequestedNavigation" and event["frameId"] == self.frame:
             self._submitting = event["url"] if event["reason"].startswith("formSubmission") else ""
         elif method == "Page.frameNavigated" and event["frame"]["id"] == self.frame:
-            self._refs.clear()
+            self._refs, self._shown = {}, {}
         elif method == "Page.javascriptDialogOpening":
             self.dialogs.append(event["message"])
             self.browser.tell("Page.handleJavaScriptDialog", {"accept": True}, self.session)

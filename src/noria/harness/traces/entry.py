@@ -59,5 +59,17 @@ def to_bytes(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
+def to_line(value: Any, separators: tuple[str, str] = (",", ":")) -> bytes:
+    """One line of a JSON Lines file, for any reader: in UTF-8, and without the characters besides a newline at which
+    `str.splitlines` splits."""
+    text = json.dumps(value, ensure_ascii=False, separators=separators)
+    for end in ("\x85", "\u2028", "\u2029"):
+        text = text.replace(end, f"\\u{ord(end):04x}")
+    try:
+        return text.encode("utf-8") + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=separators).encode("ascii") + b"\n"
+
+
 def score_from(raw: Mapping[str, Any]) -> Score:
     return Score(**{**raw, "grader": GraderRef(**raw["grader"])})

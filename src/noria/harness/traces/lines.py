@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from noria.harness.traces.entry import Damage, Entry, Recorded, TraceFileError, score_from, to_bytes
+from noria.harness.traces.entry import Damage, Entry, Recorded, TraceFileError, score_from, to_line
 from noria.harness.traces.log import SUFFIX, walk
 from noria.types import Score, Task, Trace, task_from_json
 
@@ -21,10 +21,9 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 def save(folder: Path, recorded: Recorded) -> None:
     """tasks.jsonl, traces.jsonl and scores.jsonl in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / TASKS, (to_bytes(asdict(task)) for task in recorded.tasks))
-    _write(folder / TRACES, (to_bytes(asdict(trace)) for trace in recorded.traces))
-    lines = (json.dumps(asdict(score), ensure_ascii=False) for score in recorded.scores)
-    _write(folder / SCORES, (line.encode("utf-8", "surrogatepass") for line in lines))
+    _write(folder / TASKS, (to_line(asdict(task)) for task in recorded.tasks))
+    _write(folder / TRACES, (to_line(asdict(trace)) for trace in recorded.traces))
+    _write(folder / SCORES, (to_line(asdict(score), (", ", ": ")) for score in recorded.scores))
 
 
 def load(folder: Path) -> Recorded:
@@ -116,7 +115,7 @@ def _count_from(number: int) -> Iterator[int]:
 
 def _write(path: Path, lines: Iterable[bytes]) -> None:
     with path.open("wb") as stream:
-        stream.writelines(line + b"\n" for line in lines)
+        stream.writelines(lines)
 
 
 def _read(path: Path, parse: Callable[[bytes], T]) -> Iterator[T]:

@@ -90,7 +90,8 @@ def reexecute(
 
 def _play(tape: Tape, task: Task, program: Program, budget: Budget, subagents: SubAgents | None) -> Trace:
     trace = tape.trace
-    if trace.facts.get("tool_calls") and not any(node.use for node in trace.nodes):
+    told = [node for node in trace.nodes if node.message.role == "tool"]  # none where the sandbox failed at once
+    if told and not any(node.use for node in trace.nodes):
         raise ReplayMismatch(f"trace {trace.id} was kept without its tool calls: it can be graded, but not replayed")
     given = replace(subagents, policy=None) if subagents else None
     again = rollout([task], [trace.seed], tape, None, program, budget=budget, tools=tape, subagents=given)[0]

@@ -41,8 +41,9 @@ class Attempt:
     `denied` are the ways in which it may end instead: the name of an errno or exception, "timeout", "signal 9",
     "crash", "error" (no readable result), "out of memory", or the text that it returns ("None" where it returns
     nothing). Any other end means that the attempt never reached its act. `modes` says where it differs: as a function
-    in a warm fork, or as a program of its own, which may start others. `weaker` says why Landlock can't stop it.
-    `harmless` attempts can be run outside a sandbox, where they must succeed.
+    in a warm fork, or as a program of its own, which may start others. `weaker` says why Landlock can't stop it, and
+    `opened_by` names the field of a `Profile` that allows it. `harmless` attempts can be run outside a sandbox, where
+    they must succeed.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Attempt:
     denied: tuple[str, ...]
     modes: tuple[Mode, ...] = MODES
     weaker: str = ""
+    opened_by: str = ""
     harmless: bool = False
 
 

@@ -69,7 +69,7 @@ FILES = (
     Attempt("open the terminal", "open('/dev/tty', 'r+b', 0)\nreturn 'escaped'", (*UNSEEN, "ENXIO")),
     Attempt("change the root", "os.chroot('.')\nreturn 'escaped'", ("EPERM",)),
     Attempt("read /sys", "return 'escaped' if os.listdir('/sys') else ''", UNSEEN, harmless=True),
-    Attempt("read /proc", "return 'escaped' if os.listdir('/proc') else ''", UNSEEN, harmless=True),
+    Attempt("read /proc", "return 'escaped' if os.listdir('/proc') else ''", UNSEEN, opened_by="proc", harmless=True),
     Attempt("reach the root by /proc", "return 'escaped' if os.listdir('/proc/1/root') else ''", UNSEEN),
     Attempt(
         "open the secret by its handle",

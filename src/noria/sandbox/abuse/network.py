@@ -5,16 +5,23 @@ from __future__ import annotations
 from noria.sandbox.abuse.attempt import COMMAND, Attempt
 
 
-def _socket(name: str, family: int, kind: int, protocol: int = 0, *, harmless: bool = False) -> Attempt:
+def _socket(
+    name: str, family: int, kind: int, protocol: int = 0, *, opened_by: str = "", harmless: bool = False
+) -> Attempt:
     body = f"import socket\nsocket.socket({family}, {kind}, {protocol})\nreturn 'escaped'"
-    return Attempt(name, body, ("EPERM",), harmless=harmless)
+    return Attempt(name, body, ("EPERM",), opened_by=opened_by, harmless=harmless)
 
 
 NETWORK = (
     _socket("a TCP socket", 2, 1, harmless=True),
     _socket("a UDP socket", 2, 2, harmless=True),
     _socket("a TCP socket of IPv6", 10, 1),
-    _socket("a Unix socket", 1, 1, harmless=True),
+    _socket("a Unix socket", 1, 1, opened_by="unix_sockets", harmless=True),
+    Attempt(
+        "a Unix socket of the host",
+        "import socket\nsocket.socket(socket.AF_UNIX).connect('\\0' + secret)\nreturn 'escaped'",
+        ("EPERM", "ECONNREFUSED"),
+    ),
     _socket("a netlink socket", 16, 3),
     _socket("a packet socket", 17, 3, 768),
     _socket("a raw socket", 2, 3, 1),

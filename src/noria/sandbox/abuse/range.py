@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from noria.sandbox.abuse.attempt import Attempt, Mode, source
 from noria.sandbox.box import Candidate, Outcome, Sandbox
 from noria.sandbox.bubblewrap import interpreter
 from noria.sandbox.check import Kind
-from noria.sandbox.limits import MEGABYTE, Limits
+from noria.sandbox.limits import MEGABYTE, Limits, Profile
 
 LIMITS = Limits(cpu_seconds=1, wall_seconds=3.0, memory_bytes=256 * MEGABYTE)
 # held: denied as expected. escaped: it succeeded, or something came of it. unproven: it ended in another way, so it
-# never reached its act. weaker: it succeeded where this kind of sandbox does not promise to stop it.
-Verdict = Literal["held", "escaped", "unproven", "weaker"]
+# never reached its act. allowed: it succeeded where this kind of sandbox or this profile does not promise to stop it.
+Verdict = Literal["held", "escaped", "unproven", "allowed"]
 SEEN = "seen: "  # before what a program has seen, in its output
 GIVEN = {"given": b"a file of the task\n"}
 HONEST = """
@@ -45,12 +46,16 @@ class Result:
 class Range:
     """Use as a context manager. Raises SandboxUnavailable where this machine does not give the `kind` asked for."""
 
-    def __init__(self, kind: Kind | None = None) -> None:
-        self.box = Sandbox(LIMITS, workers=1, kind=kind)
+    def __init__(self, kind: Kind | None = None, profile: Profile | None = None) -> None:
+        self.box = Sandbox(LIMITS, workers=1, profile=profile, kind=kind)
         self._folder = tempfile.TemporaryDirectory(prefix="noria-abuse-")
         self._token = f"noria-secret-{secrets.token_hex(12)}"
         self.secret = Path(self._folder.name) / "secret.txt"
         self.secret.write_text(self._token)
+        # Another program's socket, which needs no path.
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(f"\0{self.secret}")
+        self._listener.listen(64)
         # A tmpfs or folder of the host that others can read: only the sandbox keeps a candidate from it.
         Path(self._folder.name).chmod(0o755)
         self._honest = Candidate(HONEST.replace("{token}", self._token), "f", [[3]])
@@ -62,6 +67,7 @@ class Range:
 
     def __exit__(self, *_: object) -> None:
         self.box.close()
+        self._listener.close()
         self._folder.cleanup()
 
     def make(self, attempt: Attempt, mode: Mode) -> Result:
@@ -71,9 +77,9 @@ class Range:
         seen = _seen(outcome, mode)
         reached = seen == "escaped" or not self.hidden(outcome)
         why = "the act succeeded" if reached else self._consequence(outcome, seen, servers)
-        weaker = attempt.weaker if self.box.report.kind == "landlock" else ""
         if why:
-            return Result(attempt.name, mode, "weaker" if weaker and reached else "escaped", seen, weaker or why)
+            allowed = self._allowed(attempt) if seen == "escaped" else ""
+            return Result(attempt.name, mode, "allowed" if allowed else "escaped", seen, allowed or why)
         if seen not in attempt.denied:
             return Result(
                 attempt.name, mode, "unproven", seen, f"expected one of {', '.join(map(repr, attempt.denied))}"
@@ -86,6 +92,14 @@ class Range:
         return not any(self._token in text for text in texts) and not any(
             self._token.encode() in content for content in outcome.files.values()
         )
+
+    def _allowed(self, attempt: Attempt) -> str:
+        """Why this sandbox does not promise to stop it; empty where it does."""
+        if attempt.weaker and self.box.report.kind == "landlock":
+            return attempt.weaker
+        profile, field = self.box.profile, attempt.opened_by
+        opened = field and getattr(profile, field) != getattr(Profile(), field)
+        return f"the profile {profile.name!r} allows it" if opened else ""
 
     def _run(self, attempt: Attempt, mode: Mode) -> Outcome:
         if mode == "function":

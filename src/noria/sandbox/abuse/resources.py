@@ -14,7 +14,12 @@ RESOURCES = (
     Attempt("3,000 blocks of 1 MB", "blocks = [bytearray(1 << 20) for _ in range(3000)]\nreturn 'escaped'", MEMORY),
     Attempt("a string that doubles", "text = 'x'\nwhile len(text) < 1 << 33: text += text\nreturn 'escaped'", MEMORY),
     Attempt("map a terabyte", "import mmap\nmmap.mmap(-1, 1 << 40)\nreturn 'escaped'", MEMORY),
-    Attempt("shared memory of 2 GB", "import mmap\nblock = mmap.mmap(-1, 2 << 30)\nreturn 'escaped'", MEMORY),
+    Attempt(
+        "shared memory of 2 GB",
+        "import mmap\nblock = mmap.mmap(-1, 2 << 30)\nreturn 'escaped'",
+        MEMORY,
+        opened_by="bounds_address_space",
+    ),
     Attempt("lock memory", "c('mlockall', 3)\nreturn 'escaped'", ("EPERM", "ENOMEM")),
     Attempt(
         "memory by many processes",
@@ -47,6 +52,7 @@ RESOURCES = (
         "raise the limit of memory",
         "import resource as r\nr.setrlimit(r.RLIMIT_AS, (-1, -1))\nreturn 'escaped'",
         ("ValueError", "EPERM"),
+        opened_by="bounds_address_space",
     ),
     Attempt(
         "raise the limit of files",

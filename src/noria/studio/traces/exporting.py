@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from noria.harness.traces import Entry, Library
 from noria.harness.traces.atif import to_atif
-from noria.harness.traces.entry import to_bytes
+from noria.harness.traces.entry import to_line
 from noria.harness.traces.inspect_log import write_inspect_log
 from noria.harness.traces.lines import SCORES, TASKS, TRACES
 from noria.studio.traces.standalone import standalone
@@ -60,6 +60,6 @@ def _write_lines(out: Path, entries: Iterable[Entry]) -> None:
                 if value is None:
                     missing.add(name)
                 else:
-                    files[name].write(to_bytes(asdict(value)) + b"\n")
+                    files[name].write(to_line(asdict(value)))
     for name in missing:
         (out / name).unlink()

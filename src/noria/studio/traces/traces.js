@@ -90,10 +90,9 @@ function head(trace) {
     ["harness", element("code", "", visible(trace.harness))],
     ["seed", element("code", "", trace.seed)],
   ]));
-  if (score) top.append(scoreBox(score));
+  top.append(element("div", "measures", score ? scoreBox(score) : null, budget(trace)));
   const rest = Object.entries(counts).filter(([name]) => !["tool_calls", "invalid_calls", "failed_calls", "turns", "sampled_tokens"].includes(name));
   if (rest.length) top.append(element("p", "note", rest.map(([name, value]) => `${visible(name)} ${number(value)}`).join(" · ")));
-  top.append(budget(trace));
   if (task && Object.keys(task.files).length) top.append(files("Workspace at the start", task.files));
   return top;
 }
