@@ -142,7 +142,7 @@ def earns_nothing(name: str, runs: Mapping[str, Recorded]) -> Gate:
         return Gate(name, False, "none", "nothing was run")
     rows.sort(key=lambda row: (-row[0], -row[1]))
     worst = max(reward for _, reward, _ in rows)
-    return Gate(name, rows[0][0] <= NEAR_ZERO, f"{worst:.2f}", ", ".join(said for _, _, said in rows))
+    return Gate(name, rows[0][0] <= NEAR_ZERO, f"{round(worst, 2) + 0.0:.2f}", ", ".join(said for _, _, said in rows))
 
 
 def runs_again_alike(pairs: Sequence[tuple[Recorded, Recorded]]) -> Gate:

@@ -37,7 +37,7 @@ from noria.types import Message, Task, Trace, digest
 FAMILY, DOMAIN = "agent_search", "agent"
 HOPS = (2, 3, 4)
 RELATIONS = ("rival", "cousin", "guest")  # of decoys
-DECOYS = 24
+DECOYS = 8  # besides the number that every word has: one taken at random is rarely right
 SHOWN, ROOM_TOKENS = 3, 60  # chunks a search gives; a chunk has about 8 tokens, so two or three searches fit
 BETA = 2.0  # of the logged F: where Context-1's annealing ends
 HEADER = re.compile(r"^\[(\S+)\] (.+)$", re.MULTILINE)
@@ -83,19 +83,19 @@ def generate(count: int, seed: int, split: str) -> list[Task]:
         chain = generator.sample(WORDS, hops)
         if not belongs(split, FAMILY, *chain):
             return None
-        answer, *numbers = generator.sample(range(10, 100), 1 + DECOYS)
-        facts = [f"the successor of {a} is {b}" for a, b in pairwise(chain)] + [
-            f"the number of {chain[-1]} is {answer}"
-        ]
+        number = dict(zip(WORDS, generator.sample(range(10, 100), len(WORDS)), strict=True))
+        facts = [f"the successor of {a} is {b}" for a, b in pairwise(chain)]
+        facts.append(f"the number of {chain[-1]} is {number[chain[-1]]}")
         others = [word for word in WORDS if word not in chain]
-        decoys = [_decoy(generator, chain, others, number) for number in numbers]
-        names = [f"d{number}" for number in generator.sample(range(100, 1000), hops + DECOYS)]
+        decoys = [f"the number of {word} is {number[word]}" for word in WORDS if word != chain[-1]]
+        decoys += [_decoy(generator, chain, others) for _ in range(DECOYS)]
+        names = [f"d{number}" for number in generator.sample(range(100, 1000), len(facts) + len(decoys))]
         files = {f"corpus/{name}": text for name, text in zip(names, [*facts, *decoys], strict=True)}
         return Task(
             id=digest(FAMILY, *(f"{path}={text}" for path, text in sorted(files.items()))),
             messages=(Message("user", f"number of {'successor of ' * (hops - 1)}{chain[0]}"),),
             grader=ref,
-            answer=str(answer),
+            answer=str(number[chain[-1]]),
             family=FAMILY,
             domain=DOMAIN,
             difficulty=(hops - min(HOPS)) / (max(HOPS) - min(HOPS)),
@@ -105,15 +105,12 @@ def generate(count: int, seed: int, split: str) -> list[Task]:
     return distinct(draw, FAMILY, count, seed, split)
 
 
-def _decoy(generator: random.Random, chain: Sequence[str], others: Sequence[str], number: int) -> str:
-    """Another relation of the chain's words, or the same relation of other words; mostly numbers, so that one taken at
-    random is rarely right."""
-    kind, word = generator.randrange(8), generator.choice(others)
-    if kind == 0:
+def _decoy(generator: random.Random, chain: Sequence[str], others: Sequence[str]) -> str:
+    """Another relation of the chain's words, or the same relation of other words."""
+    word, other = generator.sample(others, 2)
+    if generator.random() < 0.5:
         return f"the {generator.choice(RELATIONS)} of {generator.choice(chain)} is {word}"
-    if kind == 1:
-        return f"the successor of {word} is {generator.choice([o for o in others if o != word])}"
-    return f"the number of {word} is {number}"
+    return f"the successor of {word} is {other}"
 
 
 def gold(task: Task) -> Policy:
@@ -204,6 +201,10 @@ ENVIRONMENT = Environment(
         "search_for_ever": lambda task: lambda messages, seed: call("search_corpus", messages[0].content),
         "prune_for_ever": lambda task: lambda messages, seed: call("prune_chunks", "d1#0"),
     },
-    dials={"hops": "2 to 4", "decoys": f"{DECOYS} of the same form", "room": f"{ROOM_TOKENS} tokens of chunks"},
+    dials={
+        "hops": "2 to 4",
+        "decoys": f"a number of every word, and {DECOYS} relations",
+        "room": f"{ROOM_TOKENS} tokens of chunks",
+    },
     program=PROGRAM,
 )
