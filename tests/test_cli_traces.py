@@ -45,7 +45,8 @@ def run(*arguments: object) -> tuple[int, str]:
     return done.return_value or 0, done.output
 
 
-def test_a_list_is_filtered_and_sorted_and_json_has_the_total(tmp_path):
+def test_a_list_is_filtered_and_sorted_and_json_has_the_total(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     with TraceWriter(tmp_path / "run") as writer:
         writer.append(entry(number, number % 4 / 3, step=number) for number in range(40))
     code, text = run("list", "run", "--family", "odd", "--limit", 3)

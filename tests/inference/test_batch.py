@@ -27,8 +27,8 @@ def planned(*rows: tuple[int, int]) -> Batch:
     "rows",
     [
         [(5, 1), (0, 7), (40, 1), (0, 8), (0, 30)],
-        [(0, 1500), *[(0, 5)] * 100, (3, 1)],
-        [(0, 2048), (6000, 2048)],
+        pytest.param([(0, 1500), *[(0, 5)] * 100, (3, 1)], marks=pytest.mark.slow),
+        pytest.param([(0, 2048), (6000, 2048)], marks=pytest.mark.slow),
         [(PAIRS * 2, 3)],
         [(0, 1)],
     ],
