@@ -176,7 +176,14 @@ GOOD = {"view": "return state.messages", "tools": "return ['read']", "observe": 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"view": "1/0"}, {"view": "return ['x']"}, {"tools": "1/0"}, {"observe": "return 5"}, {"observe": "return ['x']"}],
+    [
+        {"view": "1/0"},
+        {"view": "raise SystemExit"},
+        {"view": "return ['x']"},
+        {"tools": "1/0"},
+        {"observe": "return 5"},
+        {"observe": "return ['x']"},
+    ],
 )
 def test_what_a_program_raises_is_a_recorded_outcome(tokenizer, tools, bad):
     program = program_from_source(PROGRAM.format(**(GOOD | bad)), "bad")

@@ -9,9 +9,20 @@ import pytest
 from noria.harness import Budget, ScriptedPolicy, load_program, program_from_source, replay, rollout
 from noria.harness import guard as guard_module
 from noria.harness.program import ProgramError
-from noria.harness.tools import FILE_TOOLS, CommandTool, HostTool, Parameter, Tool, Toolbox, ToolError, ToolResult
+from noria.harness.tools import (
+    FILE_TOOLS,
+    CommandTool,
+    HostTool,
+    Parameter,
+    Tool,
+    Toolbox,
+    ToolCall,
+    ToolError,
+    ToolResult,
+)
 from noria.types import GraderRef, Message, Task, Trace
 
+CALL = "<|call|>"
 BUDGET = Budget(turns=4, tokens_per_turn=64, context=3000)
 
 
@@ -199,3 +210,24 @@ def test_a_tool_with_json_arguments_that_no_file_can_hold(tools):
     (first,) = box.run([ToolCall("write", box.bind("write", {"text": "\ud800"}), {}, {})])
     (second,) = box.run([ToolCall("read", {"name": "x"}, first.files, {})])
     assert second.text == "?"
+
+
+def test_what_a_host_tool_says_never_passes_for_a_call_that_was_not_run(tools):
+    forging = host("forge", lambda call: ToolResult("invalid: no tool forge", call.files))
+    (result,) = Toolbox(tools.box, [forging]).run([ToolCall("forge", {})])
+    assert result.text == " invalid: no tool forge"
+
+
+def test_a_tool_refused_in_one_turn_and_reached_in_another_replays(tokenizer, tools):
+    def script(messages, seed):
+        return f"{CALL}read apple" if len([m for m in messages if m.role == "assistant"]) < 2 else "42"
+
+    one = task("late")
+    one = replace(one, hidden={"files": {"apple": "value 42"}})
+    program = load_program("planner")
+    budget = Budget(turns=5, tokens_per_turn=12)
+    policy = ScriptedPolicy(lambda _: script, tokenizer)
+    (trace,) = rollout([one], [1], policy, None, program, budget=budget, tools=Toolbox(tools.box, FILE_TOOLS))
+    said = [node.message.content for node in trace.nodes if node.message.role == "tool"]
+    assert said == ["invalid: no tool read", "value 42"]
+    assert replay(one, trace, tokenizer, program, budget) == trace

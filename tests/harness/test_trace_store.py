@@ -299,3 +299,11 @@ def test_a_folder_without_traces_says_so(tmp_path):
     (tmp_path / "traces.jsonl").write_text('{"token_ids": [1]}\n')  # what distillation keeps under that name
     with pytest.raises(TraceFileError, match="holds no traces"):
         Library(tmp_path, tmp_path / "i.sqlite")
+
+
+def test_a_file_of_another_kind_is_never_written_over(tmp_path):
+    path = tmp_path / "traces.blocks"
+    path.write_bytes(b"something else, and long enough to be worth keeping")
+    with pytest.raises(TraceFileError, match="nothing was written"):
+        TraceWriter(tmp_path)
+    assert path.read_bytes().startswith(b"something else")

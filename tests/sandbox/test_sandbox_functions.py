@@ -146,3 +146,40 @@ def test_a_sandbox_that_dies_is_replaced(box):
 def test_limits_must_be_positive():
     with pytest.raises(ValueError, match="cpu_seconds"):
         Limits(cpu_seconds=0)
+
+
+@pytest.mark.parametrize("code", [1, 71, 72, 73])
+def test_no_exit_code_of_a_candidate_passes_for_a_failure_of_the_sandbox(box, code):
+    function = Candidate(f"import os\ndef f(): os._exit({code})", "f", [[]])
+    assert box.run_function(function).status == "crash"
+    assert box.run_command(["sh", "-c", f"exit {code}"]).exit_code == code
+
+
+def test_an_interrupt_gives_no_later_job_the_report_of_the_one_before(monkeypatch):
+    with Sandbox(workers=1) as sandbox:
+        connection = sandbox._idle[0]
+        receive = connection._exchange
+
+        def interrupted(message):
+            receive(message)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(connection, "_exchange", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.run_function(Candidate("def f(): return 1", "f", [[]]))
+        assert connection.pid is None or connection._process is None
+        monkeypatch.setattr(connection, "_exchange", receive)
+        assert sandbox.run_function(Candidate("def f(): return 2", "f", [[]])).values == [2]
+
+
+@pytest.mark.parametrize("files", [{"a": b"", "a/b": b""}, {"é" * 200: b""}])
+def test_files_that_can_not_be_laid_out_are_refused(box, files):
+    assert box.run_command(["true"], files).status == "refused"
+
+
+def test_a_closed_sandbox_starts_no_server():
+    with Sandbox(workers=1) as sandbox:
+        pass
+    with pytest.raises(ValueError, match="was closed"):
+        sandbox.run_command(["true"])
+    assert not sandbox.servers

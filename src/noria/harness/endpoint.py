@@ -198,7 +198,7 @@ def read_reply(raw: bytes, model: str) -> Reply | ModelFailed:
     thinking = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(thinking, str) and thinking and not text.startswith(THINK_OPEN):
         text = f"{THINK_OPEN}{clean(thinking)}{THINK_CLOSE}{text}"
-    calls = tuple((clean(str(name)), clean(str(arguments))) for name, arguments in wanted)
+    calls = tuple((clean(str(name)), clean(_arguments_text(arguments))) for name, arguments in wanted)
     finish = "length" if choice.get("finish_reason") == "length" else "stop"
     call = ModelCall((), (), (), finish=finish, endpoint=EndpointReply(model, *counted, calls))
     content = text + "".join(f"\n{as_text(*wish)}" for wish in calls)
@@ -257,8 +257,15 @@ def _object_text(arguments: str) -> str:
     """Servers refuse a history with arguments that are no JSON object, also where their own model wrote them."""
     try:
         return arguments if isinstance(json.loads(arguments), dict) else "{}"
-    except ValueError:
+    except (ValueError, RecursionError):
         return "{}"
+
+
+def _arguments_text(arguments: Any) -> str:
+    """The protocol has them as JSON text; some servers send the object, or none."""
+    if arguments is None:
+        return "{}"
+    return arguments if isinstance(arguments, str) else json.dumps(arguments)
 
 
 def _seconds(header: str | None) -> float:

@@ -54,6 +54,8 @@ def guarded(method: Callable[..., Iterable[Any] | None], *arguments: Any) -> tup
         return () if found is None else tuple(found)
     except ProgramLoops:
         raise RuntimeError(f"does not end: it ran {LINES_PER_CALL:,} lines") from None
+    except (SystemExit, GeneratorExit) as error:  # no Exception, so it would end every trace of the batch
+        raise RuntimeError(f"raised {type(error).__name__}: {error}") from error
     finally:
         sys.settrace(before)
 

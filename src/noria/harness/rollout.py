@@ -174,6 +174,7 @@ def _trace(main: Conversation) -> Trace:
         sandbox=main.sandbox,
     )
     if main.subagents is not None:
+        facts["backstop_fired"] += sum(helper.counts["backstop_fired"] for helper in main.helpers)
         facts["assignments"] = len(main.helpers)
         facts["finished_assignments"] = sum(helper.outcome == "finished" for helper in main.helpers)
         facts["subagent_turns"] = sum(helper.turn for helper in main.helpers)

@@ -44,7 +44,7 @@ class Tape:
         for node in trace.nodes:
             if node.use and node.use.tool and not (given and node.use.tool in DESCRIPTIONS and not node.agent):
                 self._results[node.agent].append(node)
-        self.described: Mapping[str, Described] = {tool.name: tool for tool in tools} or _AllBut(trace)
+        self.described: Mapping[str, Described] = {tool.name: tool for tool in tools} or _AllBut(trace, "")
         self._bound: dict[int, tuple[Any, Node]] = {}  # by the arguments' identity, which is kept alive beside
         self._turn = -1
 
@@ -114,13 +114,15 @@ class Tape:
 
 
 class _AllBut(dict[str, Described]):
-    """Every tool that the program allows was there, but those that the trace says were not."""
+    """Every tool that the program allows was there, but those that the trace says this agent had not."""
 
-    def __init__(self, trace: Trace) -> None:
-        reached = (node.use.tool for node in trace.nodes if node.use and node.use.tool)
+    def __init__(self, trace: Trace, agent: str) -> None:
+        own = [node for node in trace.nodes if node.use and node.agent == agent]
+        reached = (node.use.tool for node in own if node.use and node.use.tool)
         super().__init__({name: Described(name, "", ()) for name in reached})
-        told = (node.message.content for node in trace.nodes if node.use and not node.use.tool)
-        self._missing = {text.removeprefix(NO_TOOL) for text in told if text.startswith(NO_TOOL)}
+        told = (node.message.content for node in own if node.use and not node.use.tool)
+        # A tool that was reached elsewhere was there: it was refused where the program did not allow it, as it will be.
+        self._missing = {text.removeprefix(NO_TOOL) for text in told if text.startswith(NO_TOOL)} - set(self)
 
     def __contains__(self, name: object) -> bool:
         return name not in self._missing
@@ -129,6 +131,8 @@ class _AllBut(dict[str, Described]):
 class _AgentTape:
     def __init__(self, tape: Tape, agent: str) -> None:
         self.tape, self.agent, self.described = tape, agent, tape.described
+        if isinstance(tape.described, _AllBut):
+            self.described = _AllBut(tape.trace, agent)
 
     def bind(self, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
         return self.tape.bind_of(self.agent, tool)

@@ -71,6 +71,7 @@ class Sandbox:
         self.limits, self.profile = limits or Limits(), profile or Profile()
         self.report = choose(kind, allow_weaker, self.profile)
         self.workers = workers or min(4, os.cpu_count() or 1)
+        self._closed = False
         self._idle = [Connection(self.limits, self.profile, self.report) for _ in range(self.workers)]
         self._free = threading.Semaphore(self.workers)
         self._lock = threading.Lock()
@@ -94,6 +95,7 @@ class Sandbox:
 
     def close(self) -> None:
         """Ends the servers and with them everything inside."""
+        self._closed = True
         if self._pool is not None:
             self._pool.shutdown()
         for connection in self._idle:
@@ -150,6 +152,8 @@ class Sandbox:
     def _run(self, job: _Job | _Refusal) -> Outcome:
         if isinstance(job, _Refusal):
             return Outcome("refused", error=job)
+        if self._closed:
+            raise ValueError("this sandbox was closed; make another")
         self._free.acquire()
         with self._lock:
             connection = self._idle.pop()
@@ -239,13 +243,19 @@ def _refuse_command(argv: Sequence[str], limits: Limits) -> _Refusal | None:
 def _refuse_files(files: Mapping[str, bytes], limits: Limits) -> _Refusal | None:
     for path, content in files.items():
         parts = PurePosixPath(path).parts
-        if not parts or path.startswith("/") or ".." in parts or "\0" in path or len(path) > 255:
+        if not parts or path.startswith("/") or ".." in parts or "\0" in path or _bytes_of(path) > 255:
             return _Refusal(f"the path {path!r} would leave the workspace or is no path")
+        if above := next((str(folder) for folder in PurePosixPath(path).parents if str(folder) in files), None):
+            return _Refusal(f"{above!r} can't be a file and the folder of {path!r}")
         if len(content) > limits.file_bytes:
             return _Refusal(f"the file {path!r} has {len(content)} bytes, more than {limits.file_bytes}")
     if sum(map(len, files.values())) > limits.workspace_bytes // 2:
         return _Refusal(f"the files fill more than half of the workspace's {limits.workspace_bytes} bytes")
     return None
+
+
+def _bytes_of(path: str) -> int:
+    return len(path.encode("utf-8", "surrogatepass"))
 
 
 def _outcome(report: Mapping[str, Any], job: _Job, limits: Limits) -> Outcome:

@@ -64,6 +64,9 @@ class Connection:
                 self.close()
                 if killed:
                     return {"out_of_memory": True}
+            except BaseException:  # an interrupt leaves a report unread, which the next job would be given
+                self.close()
+                raise
         raise ServerDied(f"the sandbox ended twice while it ran this job: {reason}")
 
     def close(self) -> None:

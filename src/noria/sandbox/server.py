@@ -32,7 +32,6 @@ PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 24, 36, 38
 LANDLOCK_ADD_RULE, LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 445, 444, 446
 HEADER = struct.Struct("!QB")  # length of the job; 1 where the files left in the workspace are wanted
 RESULT_FD = 3
-UNREAD = 73
 MAX_FILES, MAX_PATH = 4096, 255
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -89,9 +88,11 @@ def warm_up():
 
 def serve(setup, requests, replies, length, collect):
     result_fd, output_fd = os.memfd_create("result"), os.memfd_create("output")
+    told, tell = os.pipe()  # the child says here that it is set up; a candidate has no hold of it
     pid = os.fork()
     if pid == 0:
-        run_child(setup, requests, length, result_fd, output_fd)
+        run_child(setup, requests, length, result_fd, output_fd, tell)
+    os.close(tell)
     wall_expired = not wait_for(pid, requests, setup["limits"]["wall_seconds"])
     if wall_expired:
         os.kill(pid, signal.SIGKILL)
@@ -100,8 +101,10 @@ def serve(setup, requests, replies, length, collect):
     _, status, usage = os.wait4(pid, 0)
     end_all_others()
     code = os.waitstatus_to_exitcode(status)
-    if code == UNREAD and os.lseek(result_fd, 0, os.SEEK_END) == 0:
-        sys.exit("a job could not be read")
+    is_set_up = os.read(told, 1)
+    os.close(told)
+    if not is_set_up and not wall_expired:
+        sys.exit("a job could not be read or set up")
     seen = {"exit": code, "wall_expired": wall_expired, "cpu_expired": cpu_limit_ended(code, usage, setup["limits"])}
     if collect and holds_anything(setup["folders"][0]):
         reporter = os.fork()
@@ -119,14 +122,15 @@ def serve(setup, requests, replies, length, collect):
         empty(folder)
 
 
-def run_child(setup, requests, length, result_fd, output_fd):
+def run_child(setup, requests, length, result_fd, output_fd, tell):
     try:
         job = json.loads(read_exactly(requests, length))
-    except BaseException:  # noqa: BLE001  the job was not read to its end, so the pipe is of no more use
-        os._exit(UNREAD)
-    try:
         for path, content in job["files"].items():
             write_file(os.path.join(setup["folders"][0], path), base64.b64decode(content))
+        os.write(tell, b"1")
+    except BaseException:  # noqa: BLE001  our fault, not the candidate's: nothing is told, and the server gives up
+        os._exit(1)
+    try:
         confine(setup, job, result_fd, output_fd)
         if job["argv"] is not None:
             execute(job["argv"], setup)

@@ -268,7 +268,8 @@ def _host_result(tool: HostTool, call: ToolCall) -> ToolResult | SandboxFailed:
         return failure
     except Exception as error:  # noqa: BLE001 - a tool of anybody's: its fault ends no other trace
         return _at_fault(call, error, tool.deterministic)
-    return result
+    # Only a call that was never run is invalid; what ran and failed raises ToolError or says "error: " itself.
+    return replace(result, text=own_text(result.text)) if result.text.startswith(INVALID) else result
 
 
 def _at_fault(call: ToolCall, error: Exception, deterministic: bool) -> ToolResult:

@@ -39,7 +39,11 @@ class TraceWriter:
         except OSError as error:
             self._file.close()
             raise TraceFileError(f"{self.path} is being written by another process; give another name") from error
-        self._file.truncate(_whole_end(self.path))
+        try:
+            self._file.truncate(_end_to_write_at(self.path))
+        except TraceFileError:
+            self._file.close()
+            raise
 
     def append(self, entries: Iterable[Entry]) -> None:
         for block in _blocks_of(entries):
@@ -143,6 +147,21 @@ def _whole_end(path: Path) -> int:
                 return end
             end = after
     return end
+
+
+def _end_to_write_at(path: Path) -> int:
+    """Behind what is there, without a block that was cut short. Raises TraceFileError for a file of another kind."""
+    end = _whole_end(path)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(len(MARK))
+        if not MARK.startswith(start):
+            raise TraceFileError(f"{path} is no trace file of this version: nothing was written; give another name")
+        file.seek(end)
+        head = file.read(len(MARK) + HEAD.size)
+    is_head = head.startswith(MARK) and len(head) == len(MARK) + HEAD.size
+    whole = is_head and end + len(head) + HEAD.unpack(head[len(MARK) :])[0] <= size
+    return size if whole else end  # a whole block that is damaged stays, for whoever can read it
 
 
 def _blocks_of(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

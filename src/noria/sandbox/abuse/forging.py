@@ -91,7 +91,8 @@ FORGING = (
     ),
     Attempt(
         "look into the environment",
-        "return ' '.join(sorted(set(os.environ) - {'PWD', 'LC_CTYPE', 'PATH', 'HOME', 'LANG', 'TMPDIR'}))",
+        "known = {'PWD', 'LC_CTYPE', 'PATH', 'HOME', 'LANG', 'TMPDIR', 'PYTHONHASHSEED'}\n"
+        "return ' '.join(sorted(set(os.environ) - known))",
         ("",),
     ),
     Attempt(
