@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from noria.cli import app
 from noria.harness import Budget, ScriptedPolicy, Toolbox, load_program, replay, rollout
 from noria.harness.program import PROGRAMS
 from noria.harness.tools import ToolCall
@@ -58,8 +60,16 @@ def test_the_rollout_of_the_page_runs(tokenizer):
     script = lambda messages, seed: "done" if messages[-1].role == "tool" else "<|call|>read apple"  # noqa: E731
     policy = ScriptedPolicy(lambda task: script, tokenizer)
     names = {"tasks": [TASK], "seeds": [1], "engine": policy, "tokenizer": None}
-    exec(block("with Sandbox() as box"), names)
+    exec(block("        engine,\n"), names)
     assert names["traces"][0].outcome == "finished"
+
+
+def test_the_page_leads_from_an_environment_to_traces_that_replay(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(block("load_environment("), {})
+    assert capsys.readouterr().out == "1.0\n"
+    done = CliRunner().invoke(app, ["traces", "replay", "kept"], standalone_mode=False)
+    assert done.exception is None and not done.return_value and "20 of 20 traces replay exactly" in done.output
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PROGRAMS.glob("*.py") if path.stem != "__init__"))
