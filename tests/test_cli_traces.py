@@ -45,6 +45,14 @@ def run(*arguments: object) -> tuple[int, str]:
     return done.return_value or 0, done.output
 
 
+def test_a_program_or_place_that_is_not_there_is_bad_use_and_told(rolled, tmp_path, capsys):
+    assert status_of(["traces", "replay", str(rolled), "--program", "nosuch"]) == 2
+    told = capsys.readouterr().err
+    assert "no harness program 'nosuch': give a .py file, or one of" in told and "planner" in told and "/" not in told
+    assert status_of(["traces", "list", str(tmp_path / "gone")]) == 2
+    assert f"there is no folder {tmp_path / 'gone'}" in capsys.readouterr().err
+
+
 def test_a_list_is_filtered_and_sorted_and_json_has_the_total(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with TraceWriter(tmp_path / "run") as writer:

@@ -69,9 +69,10 @@ def _code_of(error: Exception) -> int:
     from noria.evals.task_file import TaskFileError
     from noria.grading.grader_language import GraderError
     from noria.harness.environments.environment import EnvironmentFileError
+    from noria.harness.program import ProgramError
     from noria.recipe_errors import RecipeError
 
     if isinstance(error, Interrupted):
         return INTERRUPTED
-    bad_use = RecipeError | TaskFileError | GraderError | EnvironmentFileError | Unknown
+    bad_use = RecipeError | TaskFileError | GraderError | EnvironmentFileError | ProgramError | Unknown
     return BAD_USE if isinstance(error, bad_use) else FAILED

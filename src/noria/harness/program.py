@@ -7,12 +7,12 @@ counts, never a task's answer or hidden fields. What it raises ends the trace wi
 from __future__ import annotations
 
 import ast
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from noria.harness.error_line import error_line
 from noria.harness.guard import refusal
 from noria.types import Message, digest
 
@@ -94,6 +94,11 @@ class ProgramError(ValueError):
     """The file is no harness program; the message names the file, the line where there is one, and what is wrong."""
 
 
+def program_names() -> list[str]:
+    """The programs that come with noria, sorted."""
+    return sorted(path.stem for path in PROGRAMS.glob("*.py") if path.stem != "__init__")
+
+
 def load_program(program: Path | str) -> Program:
     """A program from a file, or one that comes with noria by its name ("plain", "files"). Raises ProgramError.
 
@@ -102,13 +107,17 @@ def load_program(program: Path | str) -> Program:
     the same.
     """
     path = Path(program)
-    if not path.suffix:
+    if path.suffix != ".py":
+        if str(program) not in program_names():
+            known = ", ".join(program_names())
+            raise ProgramError(f"no harness program {str(program)!r}: give a .py file, or one of {known}")
         path = PROGRAMS / f"{program}.py"
     try:
         source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(sorted(file.stem for file in PROGRAMS.glob("*.py") if file.stem != "__init__"))
-        raise ProgramError(f"{path}: {error}. Programs that come with noria: {known}") from error
+    except OSError as error:
+        raise ProgramError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ProgramError(f"{path}: is no text in UTF-8: {error}") from error
     return program_from_source(source, path.stem, str(path))
 
 
@@ -124,9 +133,7 @@ def program_from_source(source: str, name: str, filename: str = "program.py") ->
     except ProgramError:
         raise
     except Exception as error:  # a user's file may raise anything; it is told where
-        line = next((frame.lineno for frame in reversed(traceback.extract_tb(error.__traceback__))), None)
-        line = getattr(error, "lineno", None) or line
-        raise ProgramError(f"{filename}:{line}: {type(error).__name__}: {error}") from error
+        raise ProgramError(f"{filename}:{error_line(error, filename) or 1}: {type(error).__name__}: {error}") from error
     if made is None:
         raise ProgramError(f"{filename}: defines no class Harness with the methods view, tools and observe")
     missing = [method for method in ("view", "tools", "observe") if not callable(getattr(made, method, None))]

@@ -44,10 +44,13 @@ class NotKnown(Unknown):
 
 
 def find_place(reference: str, store: Store) -> Place:
-    """A folder; else the artifact of a key, alias or step's name. Raises StoreError."""
+    """A folder; else the artifact of a key, alias or step's name. Raises Unknown, StoreError for a lost artifact."""
     if Path(reference).is_dir():
         return Place(_only(Path(reference)), reference)
-    key = store.resolve(reference)
+    try:
+        key = store.resolve(reference)
+    except StoreError as error:
+        raise Unknown(f"there is no folder {reference}, and as an artifact: {error}") from error
     artifact = store.get(key)
     if artifact is None:
         raise StoreError(f"{reference} points to {key}, which is not in {store.root}: run its recipe again")
