@@ -95,6 +95,9 @@ class Conversation:
             return None
         try:
             self._allowed = guarded(self.program.harness.tools, self.state())
+            for name in self._allowed:
+                if not isinstance(name, str):
+                    raise TypeError(f"tools must return names, not {name!r:.60} ({type(name).__name__})")
         except Exception as error:  # noqa: BLE001 - a program may raise anything: recorded as the trace's outcome
             self._program_failed("tools", error)
             return None

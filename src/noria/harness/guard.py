@@ -36,7 +36,8 @@ def refusal(tree: ast.Module) -> tuple[int, str] | None:
 
 
 def guarded(method: Callable[..., Iterable[Any] | None], *arguments: Any) -> tuple[Any, ...]:
-    """The values that a program's method gives. Raises what it raises, and RuntimeError where it does not end."""
+    """The values that a program's method gives. Raises what it raises, RuntimeError where it does not end, TypeError
+    where it gives text: its letters are not what was meant."""
     before = sys.gettrace()
     left = LINES_PER_CALL
 
@@ -51,6 +52,8 @@ def guarded(method: Callable[..., Iterable[Any] | None], *arguments: Any) -> tup
     sys.settrace(count)
     try:
         found = method(*arguments)
+        if isinstance(found, str | bytes):
+            raise TypeError(f"must return a list or tuple, not the text {found!r:.60}")
         return () if found is None else tuple(found)
     except ProgramLoops:
         raise RuntimeError(f"does not end: it ran {LINES_PER_CALL:,} lines") from None
