@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from noria.harness.author_errors import drawn
 from noria.harness.environments.environment import (
     EnvironmentFileError,
     TasksExhausted,
@@ -17,7 +18,9 @@ from noria.harness.environments.environment import (
     load_environment,
     result_of,
 )
-from noria.harness.examine import examine
+from noria.harness.examine import TOOL_LIMITS, examine, play, traces_of
+from noria.harness.tools import Toolbox
+from noria.sandbox import Sandbox
 from noria.types import Message
 
 SLOW = ("coding", "repair", "search", "webform")
@@ -140,6 +143,7 @@ def test_the_check_of_a_broken_file_exits_with_one_and_says_which_gate(capsys, t
         ("gold=lambda task: 1 / 0", "broken: a policy raised ZeroDivisionError"),
         ("generate=lambda count, seed, split: [][0]", "broken: generate raised IndexError"),
         ("grader=lambda: int('x')", "broken: grader raised ValueError"),
+        ("generate=lambda count, seed, split: __import__('json').loads('{')", "generate raised JSONDecodeError"),
     ],
 )
 def test_a_file_that_raises_later_is_told_of_with_its_place(capsys, tmp_path, broken, said):
@@ -150,6 +154,79 @@ def test_a_file_that_raises_later_is_told_of_with_its_place(capsys, tmp_path, br
     )
     status, told = command(capsys, "check", str(path), "--tasks", "6", "--repeats", "3")
     assert status == 2 and said in told.err and "broken.py:3" in told.err
+
+
+TASKS = "generate=lambda count, seed, split: [replace(t, {}) for t in E.generate(count, seed, split)]"
+
+
+@pytest.mark.parametrize("action", ["check", "show"])
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("tools=('calc',)", "`tools`: 'calc' is a name where a tool must stand"),
+        ("tools='calc'", "`tools`: must be a tuple of tools, not 'calc' (str)"),
+        ("tools=(E.tools[0], E.tools[0])", "`tools`: two tools of one name among calc, calc"),
+        ("program='files'", "`program` must be of type Program or None, not 'files' (str): give load_program(NAME)"),
+        ("budget=4", "`budget` must be of type Budget, not 4 (int)"),
+        ("cheats={'guess': '42'}", "`cheats`: guess must be a function of a task, not '42' (str)"),
+        ("splits='train heldout'", "`splits` must be a tuple of names"),
+        (TASKS.format("answer=42"), "`answer` must be text, not 42 (int): write str(...)"),
+        (TASKS.format("hidden={**t.hidden, 'files': {'a': ['x']}}"), "`hidden['files']['a']` must be text, not ['x']"),
+        (TASKS.format("hidden={**t.hidden, 'files': ['a']}"), "`hidden['files']` must be a dict of path -> text"),
+        (TASKS.format("messages=t.messages[0].content"), "`messages` must be a tuple of at least one Message, not '"),
+        (TASKS.format("messages=('x',)"), "`messages` must hold Message(role, text), not 'x' (str)"),
+        (TASKS.format("grader='mine'"), "`grader` must be a GraderRef, not 'mine' (str): write grader().ref"),
+        (TASKS.format("difficulty='hard'"), "`difficulty` must be a number from 0 to 1, not 'hard' (str)"),
+        ("generate=lambda count, seed, split: None", "must return a list of tasks, not None (NoneType)"),
+        ("generate=lambda count, seed, split: ['a']", "a task must be a Task, not 'a' (str)"),
+        ("gold=lambda task: lambda messages, seed: 42", "replied 42 (int): a reply must be text"),
+        ("gold=lambda task: '42'", "is '42' (str): `gold`, a cheat and `helper` must return a function"),
+    ],
+)  # fmt: skip
+def test_a_slip_of_an_author_is_told_with_the_environment_and_the_field(capsys, tmp_path, action, broken, said):
+    path = tmp_path / "broken.py"
+    path.write_text(
+        "from dataclasses import replace\nfrom noria.harness.environments.calculator import ENVIRONMENT as E\n"
+        f"ENVIRONMENT = replace(E, name='broken', {broken})\n"
+    )
+    status, told = command(capsys, action, str(path), "--tasks", "5")
+    assert status == 2 and said in told.err and "broken" in told.err
+
+
+def test_a_file_given_by_a_relative_path_is_refused_with_the_line_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("x = 1\n\ndef f():\n    raise KeyError('no')\n\nf()\n")
+    with pytest.raises(EnvironmentFileError, match=r"^mine\.py:4: KeyError"):
+        load_environment("mine.py")
+    Path("mine.py").write_text("import json\n\njson.loads('{')\n")  # that error has a line too, of its own text
+    with pytest.raises(EnvironmentFileError, match=r"^mine\.py:3: JSONDecodeError"):
+        load_environment("mine.py")
+
+
+def test_a_grading_that_failed_is_shown_and_exits_with_one(capsys, tmp_path):
+    path = tmp_path / "crashing.py"
+    path.write_text(
+        "import sys\nfrom dataclasses import replace\nfrom noria.harness.trace_grader import trace_grader\n"
+        "from noria.harness.environments.calculator import ENVIRONMENT as E\n"
+        "def judge(task, trace):\n    raise KeyError('points')\n"
+        "ENVIRONMENT = replace(E, name='crashing', grader=lambda: trace_grader('c', judge, sys.modules[__name__]))\n"
+    )
+    status, told = command(capsys, "show", str(path))
+    assert status == 1 and "grading failed, crash: " in told.out and "KeyError: 'points'" in told.out
+    status, told = command(capsys, "show", str(path), "--json")
+    assert status == 1 and '"reason": "crash"' in told.out
+
+
+def test_each_trace_of_a_run_is_reported():
+    environment, reported = load_environment("calculator"), []
+    examine(environment, 5, 2, 0, lambda done, total: reported.append((done, total)))
+    assert reported == [(done + 1, traces_of(environment, 5, 2)) for done in range(len(reported))]
+    assert reported[-1][0] == reported[-1][1]
+    reported.clear()
+    made = drawn(environment, 3, 0, "train")
+    with Sandbox(TOOL_LIMITS) as box:
+        play(environment, Toolbox(box, environment.tools), made, 0, environment.gold, lambda *at: reported.append(at))
+    assert reported == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_bad_use_exits_with_two(capsys):

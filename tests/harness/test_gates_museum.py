@@ -159,5 +159,29 @@ def test_no_runs_pass_no_gate():
         cheats={},
         reference={},
         fuzzed=(),
+        repeated=(),
+        splits={split: () for split in evidence.splits},
+        splits_again={split: () for split in evidence.splits},
     )
-    assert {gate.name for gate in all_gates(bare) if gate.passed} <= {"splits", "tools"}
+    assert [gate.name for gate in all_gates(bare) if gate.passed] == []
+
+
+def test_tools_whose_every_repeat_was_lost_to_the_sandbox_are_not_called_steady():
+    from noria.harness.gates import Repeated, tools_are_steady
+
+    lost = Repeated("calc", {"expression": "1"}, True, "1", ())
+    kept = replace(lost, again=("1", "1"))
+    assert not tools_are_steady([lost, replace(lost, again=("1",))], ["calc"]).passed
+    assert not tools_are_steady([], ["calc"]).passed
+    one = tools_are_steady([kept, lost], ["calc"])
+    assert one.passed and one.evidence == "1 calls run twice more, 1 whose sandbox failed"
+    assert tools_are_steady([], []).passed  # an environment without tools
+
+
+@pytest.mark.parametrize("size", [0, 7, 40, 41, 60, 79, 80, 1000])
+def test_a_sample_is_spread_over_all_calls(size):
+    from noria.harness.examine import spread
+
+    sample = spread(range(size), 40)
+    gaps = {after - before for before, after in itertools.pairwise([*sample, size])}
+    assert len(sample) == min(size, 40) and len(gaps) <= 2 and (not gaps or max(gaps) <= size // 40 + 1)

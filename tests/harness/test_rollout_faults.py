@@ -19,7 +19,9 @@ from noria.harness.tools import (
     ToolCall,
     ToolError,
     ToolResult,
+    WrongTools,
 )
+from noria.harness.well_formed import WrongTask
 from noria.types import GraderRef, Message, Task, Trace
 
 CALL = "<|call|>"
@@ -184,6 +186,45 @@ def test_a_program_that_reaches_for_more_is_refused_with_its_line(tmp_path, sour
     (tmp_path / "mine.py").write_text(source + "\n")
     with pytest.raises(ProgramError, match=f"mine.py:{message}" if message[0].isdigit() else message):
         load_program(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize("given", ["'read'", "(READ,)"])
+def test_a_program_that_gives_no_names_of_tools_is_at_fault_and_not_the_model(tokenizer, tools, given):
+    source = (
+        "from noria.types import Message\nREAD = object()\nclass Harness:\n"
+        "    def view(self, state):\n        return state.messages\n"
+        f"    def tools(self, state):\n        return {given}\n"
+        "    def observe(self, state, action, result):\n        return ()\n"
+    )
+    program = program_from_source(source, "slip")
+    policy = ScriptedPolicy(script_of, tokenizer)
+    (trace,) = rollout([task("x")], [1], policy, None, program, budget=BUDGET, tools=tools)
+    assert trace.outcome == "harness_error" and trace.facts["invalid_calls"] == 0
+    assert "harness error in tools of slip" in trace.nodes[-1].message.content
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"answer": 42}, "task x: `answer` must be text, not 42"),
+        ({"hidden": {"files": {"apple": ["value 42"]}}}, r"task x: `hidden\['files'\]\['apple'\]` must be text"),
+    ],
+)
+def test_a_task_of_another_shape_is_refused_with_its_field(tokenizer, tools, wrong, said):
+    policy = ScriptedPolicy(script_of, tokenizer)
+    with pytest.raises(WrongTask, match=said):
+        rollout([replace(task("x"), **wrong)], [1], policy, None, load_program("files"), budget=BUDGET, tools=tools)
+
+
+def test_names_in_the_place_of_tools_are_refused(tools):
+    with pytest.raises(WrongTools, match="'read' is a name where a tool must stand"):
+        Toolbox(tools.box, ["read"])
+
+
+def test_a_script_whose_reply_is_no_text_is_told_so(tokenizer, tools):
+    policy = ScriptedPolicy(lambda one: lambda messages, seed: 42, tokenizer)
+    with pytest.raises(TypeError, match=r"replied 42 \(int\): a reply must be text"):
+        rollout([task("x")], [1], policy, None, load_program("files"), budget=BUDGET, tools=tools)
 
 
 def test_a_tool_may_change_files_that_are_no_text(traces):

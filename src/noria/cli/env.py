@@ -62,26 +62,19 @@ def check(
     tasks lie between always and never; hostile traces don't fool the grader; tools are steady; splits share nothing.
     """
     from noria.harness.environments.environment import environment_names, load_environment
-    from noria.harness.examine import examine, runs_of
+    from noria.harness.examine import examine, traces_of
 
     wanted = [*(names or []), *(environment_names() if all_ else [])]
     if not wanted:
         raise typer.BadParameter("name an environment or a .py file, or say --all")
     loaded = [load_environment(name) for name in dict.fromkeys(wanted)]
+    counts = [tasks or environment.tasks_to_check for environment in loaded]
+    sizes = [traces_of(environment, count, repeats) for environment, count in zip(loaded, counts, strict=True)]
     found: list[Examination] = []
-    total, before = sum(map(runs_of, loaded)), 0
-    with progress("runs", total) as report:
-        for environment in loaded:
-            found.append(
-                examine(
-                    environment,
-                    tasks or environment.tasks_to_check,
-                    repeats,
-                    seed,
-                    partial(_report_from, report, before, total),
-                )
-            )
-            before += runs_of(environment)
+    with progress("traces", sum(sizes)) as report:
+        for place, (environment, count) in enumerate(zip(loaded, counts, strict=True)):
+            tell = partial(_report_from, report, sum(sizes[:place]), sum(sizes))
+            found.append(examine(environment, count, repeats, seed, tell))
     if json_:
         print_json([{**vars(one), "passed": one.passed} for one in found])
     else:
@@ -89,7 +82,10 @@ def check(
     return OK if all(one.passed for one in found) else FAILED
 
 
-@environments.command(epilog="Example: noria env show lookup --split heldout_hops")
+@environments.command(
+    epilog="Example: noria env show lookup --split heldout_hops. Exit codes: 0 all runs are graded; 1 a grading "
+    "failed; 2 no such environment."
+)
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="An environment's name, or a .py file.")],
     split: Annotated[str, typer.Option(help="Which split the tasks are of.")] = "train",
@@ -98,6 +94,7 @@ def show(
     json_: JsonOption = False,
 ) -> int:
     """A few tasks of an environment, with a gold run of each as the model would live it."""
+    from noria.harness.author_errors import drawn
     from noria.harness.environments.environment import load_environment
     from noria.harness.examine import TOOL_LIMITS, play
     from noria.harness.tools import Toolbox
@@ -106,13 +103,15 @@ def show(
     environment = load_environment(name)
     if split not in environment.splits:
         raise typer.BadParameter(f"{environment.name} has no split {split!r}, but {', '.join(environment.splits)}")
-    drawn = environment.generate(tasks, seed, split)
-    with Sandbox(TOOL_LIMITS) as box:
-        gold = play(environment, Toolbox(box, environment.tools), drawn, seed, environment.gold)
+    with Sandbox(TOOL_LIMITS) as box, progress("traces", tasks) as report:
+        made = drawn(environment, tasks, seed, split)
+        gold = play(environment, Toolbox(box, environment.tools), made, seed, environment.gold, report)
+    status = OK if all(score.status == "graded" for score in gold.scores) else FAILED
     if json_:
         runs = zip(gold.tasks, gold.traces, gold.scores, strict=True)
         told = [{"task": task, "trace": trace, "score": score} for task, trace, score in runs]
-        return print_json({**_described(environment), "gold": told})
+        print_json({**_described(environment), "gold": told})
+        return status
     out = console()
     out.print(f"{environment.name}: {environment.about}", markup=False)
     for dial, meaning in environment.dials.items():
@@ -123,9 +122,12 @@ def show(
             who = f"{node.agent or node.message.role:>9}"
             text = node.message.content.replace("\n", "\n" + " " * 11)
             out.print(f"{who}  {text}", markup=False, style="cyan" if node.call else None)
+        if score.status == "failed":
+            out.print(f"    grading failed, {score.reason}: {score.evidence}", markup=False, style="red")
+            continue
         columns = ", ".join(f"{column} {value:g}" for column, value in score.components.items())
         out.print(f"    score  {score.value} ({columns})", markup=False)
-    return OK
+    return status
 
 
 def _report_from(report: Callable[[int, int], None], before: int, total: int, done: int, of: int) -> None:

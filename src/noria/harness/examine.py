@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from noria.grading.grader import crash
+from noria.harness.author_errors import blamed, drawn, speaking
 from noria.harness.baselines import at_random, silent, slipping, tokenizer_of
-from noria.harness.environments.environment import Environment, EnvironmentFileError
+from noria.harness.environments.environment import Environment
 from noria.harness.gates import Evidence, Fuzzed, Gate, Repeated, all_gates
 from noria.harness.hostile_traces import hostile_traces
 from noria.harness.policy import ScriptedPolicy
@@ -23,7 +23,6 @@ from noria.harness.traces import Recorded
 from noria.sandbox import Limits, Sandbox
 from noria.types import Task, Trace, seed_of
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 # A tool takes milliseconds. The backstop of wall time is far above, so that a busy machine decides nothing.
@@ -59,9 +58,9 @@ def examine(
     return Examination(environment.name, environment.version, tasks, tuple(all_gates(evidence)))
 
 
-def runs_of(environment: Environment) -> int:
-    """How many rollouts `examine` reports as its total."""
-    return 5 + len(environment.cheats) + len(NOISES)
+def traces_of(environment: Environment, tasks: int, repeats: int) -> int:
+    """How many traces `examine` makes, and reports as its total."""
+    return tasks * (5 + len(environment.cheats) + repeats * len(NOISES))
 
 
 def collect(
@@ -72,13 +71,13 @@ def collect(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evidence:
     """The runs that the gates judge."""
-    generate = _blamed("generate", environment, environment.generate)
-    splits = {split: generate(count, seed, split) for split in environment.splits}
-    again = {split: generate(count, seed, split) for split in environment.splits}
+    splits = {split: drawn(environment, count, seed, split) for split in environment.splits}
+    again = {split: drawn(environment, count, seed, split) for split in environment.splits}
     tasks = splits["heldout"]
     with Sandbox(TOOL_LIMITS) as box:
         toolbox = Toolbox(box, environment.tools)
-        player = _Player(environment, toolbox, tasks, seed, progress)
+        total = traces_of(environment, len(tasks), repeats)
+        player = _Player(environment, toolbox, tasks, seed, lambda done: progress(done, total))
         gold, gold_again = player.play(environment.gold), player.play(environment.gold)
         null = player.play(lambda task: silent)
         random, random_again = (player.play(lambda task: at_random(environment)) for _ in range(2))
@@ -86,8 +85,7 @@ def collect(
         slips = environment.reference or (lambda task, noise: slipping(environment, task, noise))
         reference = {noise: player.play(_at(slips, noise), repeats) for noise in NOISES}
         recorded = [call for run in (gold, random) for call in calls_of(run)]
-        most = min(REPEATED_CALLS, CALLS_A_TASK * count)
-        sample = recorded[:: max(1, len(recorded) // most)][:most]
+        sample = spread(recorded, min(REPEATED_CALLS, CALLS_A_TASK * count))
         return Evidence(
             splits=splits,
             splits_again=again,
@@ -100,14 +98,25 @@ def collect(
             reference=reference,
             fuzzed=tuple(_fuzz(environment, null)),
             repeated=tuple(_repeat(toolbox, sample, environment.budget.result_bytes)),
+            tools=(*(tool.name for tool in environment.tools), *(DESCRIPTIONS if environment.subagents else ())),
         )
 
 
 def play(
-    environment: Environment, toolbox: Toolbox, tasks: Sequence[Task], seed: int, policy_of: Callable[[Task], Policy]
+    environment: Environment,
+    toolbox: Toolbox,
+    tasks: Sequence[Task],
+    seed: int,
+    policy_of: Callable[[Task], Policy],
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Recorded:
-    """`policy_of(task)` on each task, rolled out and graded."""
-    return _Player(environment, toolbox, tasks, seed, lambda done, total: None).play(policy_of)
+    """`policy_of(task)` on each task, rolled out and graded. Reports each trace."""
+    return _Player(environment, toolbox, tasks, seed, lambda done: progress(done, len(tasks))).play(policy_of)
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the items, evenly over all."""
+    return list(items) if len(items) <= most else [items[place * len(items) // most] for place in range(most)]
 
 
 class _Player:
@@ -117,22 +126,24 @@ class _Player:
         toolbox: Toolbox,
         tasks: Sequence[Task],
         seed: int,
-        progress: Callable[[int, int], None],
+        tell: Callable[[int], None],
     ) -> None:
         self.environment, self.toolbox, self.tasks, self.seed = environment, toolbox, tuple(tasks), seed
         self.tokenizer = tokenizer_of(environment, tasks)
-        self.grade = _blamed("the grader", environment, _blamed("grader", environment, environment.grader)().grade)
-        self.program, self.progress, self.done = environment.harness, progress, 0
+        self.grade = blamed("the grader", environment, blamed("grader", environment, environment.grader)().grade)
+        self.program, self.tell, self.done = environment.harness, tell, 0
         self.subagents = environment.subagents
         if self.subagents and environment.helper:
             # Helpers that are good at what they are asked: what is examined is the main agent.
-            self.subagents = replace(self.subagents, policy=ScriptedPolicy(environment.helper, self.tokenizer))
+            helpers = {task.id: speaking(environment, task, environment.helper(task)) for task in self.tasks}
+            policy = ScriptedPolicy(lambda task: helpers[task.id], self.tokenizer)
+            self.subagents = replace(self.subagents, policy=policy)
 
     def play(self, policy_of: Callable[[Task], Policy], repeats: int = 1) -> Recorded:
         tasks = [task for task in self.tasks for _ in range(repeats)]
         seeds = [seed_of(self.seed, task.id, number) for task in self.tasks for number in range(repeats)]
-        make = _blamed("a policy", self.environment, policy_of)
-        policies = {task.id: _blamed("a policy", self.environment, make(task)) for task in self.tasks}
+        make = blamed("a policy", self.environment, policy_of)
+        policies = {task.id: speaking(self.environment, task, make(task)) for task in self.tasks}
         policy = ScriptedPolicy(lambda task: policies[task.id], self.tokenizer)
         made = rollouts(
             zip(tasks, seeds, strict=True),
@@ -143,10 +154,13 @@ class _Player:
             subagents=self.subagents,
             concurrent=CONCURRENT,
         )
-        traces = tuple(made)
-        self.done += 1
-        self.progress(self.done, runs_of(self.environment))
+        traces = tuple(map(self._counted, made))
         return Recorded(tuple(tasks), traces, tuple(self.grade(tasks, traces)))
+
+    def _counted(self, trace: Trace) -> Trace:
+        self.done += 1
+        self.tell(self.done)
+        return trace
 
 
 def calls_of(run: Recorded) -> list[tuple[ToolCall, str]]:
@@ -173,10 +187,9 @@ def _repeat(toolbox: Toolbox, recorded: Sequence[tuple[ToolCall, str]], shown_by
     first, second = toolbox.run(calls), toolbox.run(calls)
     for (call, said), *again in zip(recorded, first, second, strict=True):
         results = [result for result in again if isinstance(result, ToolResult)]
-        told = [_told(_shown(result.text, shown_bytes), result.files, result.notes) for result in results]
-        if len(told) == 2:
-            declared = all(result.deterministic for result in results)
-            yield Repeated(call.tool, call.arguments, declared, said, (told[0], told[1]))
+        told = tuple(_told(_shown(result.text, shown_bytes), result.files, result.notes) for result in results)
+        declared = all(result.deterministic for result in results)
+        yield Repeated(call.tool, call.arguments, declared, said, told)
 
 
 def _fuzz(environment: Environment, null: Recorded) -> Iterator[Fuzzed]:
@@ -192,24 +205,6 @@ def _fuzz(environment: Environment, null: Recorded) -> Iterator[Fuzzed]:
                 continue
             broken = score.reason == "crash" and hostile.outcome not in ("harness_error", "aborted")
             yield Fuzzed(what, score, score.evidence if broken else "")
-
-
-def _blamed(what: str, environment: Environment, function: Callable[P, T]) -> Callable[P, T]:
-    """`function` of an environment's file; what it raises is an error of that file, with its place."""
-
-    def call(*arguments: P.args, **named: P.kwargs) -> T:
-        try:
-            return function(*arguments, **named)
-        except Exception as error:
-            if type(error).__module__.startswith("noria."):
-                raise
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{frame.filename}:{frame.lineno}"
-            raise EnvironmentFileError(
-                f"{environment.name}: {what} raised {type(error).__name__}: {error} ({place})"
-            ) from error
-
-    return call
 
 
 def _at(slips: Callable[[Task, float], Policy], noise: float) -> Callable[[Task], Policy]:

@@ -45,13 +45,16 @@ class Fuzzed:
 
 @dataclass(frozen=True)
 class Repeated:
-    """One recorded call, run twice more on equal files and notes. `declared`: the tool says it is deterministic."""
+    """One recorded call, run twice more on equal files and notes. `declared`: the tool says it is deterministic.
+
+    `again` has what came back: less than two where the sandbox failed, which says nothing of the tool.
+    """
 
     tool: str
     arguments: Mapping[str, Any]
     declared: bool
     recorded: str
-    again: tuple[str, str]
+    again: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Evidence:
     reference: Mapping[float, Recorded]
     fuzzed: Sequence[Fuzzed]
     repeated: Sequence[Repeated]
+    tools: Sequence[str]  # names of all that may be called
 
 
 def all_gates(evidence: Evidence) -> list[Gate]:
@@ -84,7 +88,7 @@ def all_gates(evidence: Evidence) -> list[Gate]:
         runs_again_alike([(evidence.gold, evidence.gold_again), (evidence.random, evidence.random_again)]),
         enough_between(evidence.reference),
         grader_stands(evidence.fuzzed),
-        tools_are_steady(evidence.repeated),
+        tools_are_steady(evidence.repeated, evidence.tools),
     ]
 
 
@@ -102,6 +106,8 @@ def splits_are_apart(splits: Mapping[str, Sequence[Task]], again: Mapping[str, S
                     shared.append(f"{task.id[:8]} in {owner[key]} and {split}")
         if len({task.id for task in tasks}) < len(tasks):
             doubled.append(split)
+    if empty := [split for split, tasks in splits.items() if not tasks]:
+        return Gate("splits", False, "no tasks", f"nothing was generated for {', '.join(empty)}")
     sizes = ", ".join(f"{split} {len(tasks)}" for split, tasks in splits.items())
     if doubled:
         return Gate("splits", False, "doubled", f"one id twice in {', '.join(doubled)}")
@@ -187,20 +193,28 @@ def grader_stands(fuzzed: Sequence[Fuzzed]) -> Gate:
     return Gate("fuzz", not bad and bool(fuzzed), f"{len(bad)}/{len(fuzzed)}", "; ".join([said, *bad[:3]]))
 
 
-def tools_are_steady(repeated: Sequence[Repeated]) -> Gate:
-    """A call on equal files and notes gives what was recorded, twice more; tools that say they may differ are named."""
+def tools_are_steady(repeated: Sequence[Repeated], tools: Sequence[str]) -> Gate:
+    """A call on equal files and notes gives what was recorded, twice more; tools that say they may differ are named.
+
+    Where there are tools and no call could be run again, nothing is known of them, and that does not pass.
+    """
+    if not tools:
+        return Gate("tools", True, "no tools", "there is no tool that could be unsteady")
     flaky: dict[str, str] = {}
     loose: set[str] = set()
-    for case in repeated:
+    seen = [case for case in repeated if len(case.again) == 2]
+    for case in seen:
         other = next((text for text in case.again if text != case.recorded), None)
         if other is not None and case.declared:
             asked = f"{case.tool}({dict(case.arguments)!r:.60})"
             flaky.setdefault(case.tool, f"{asked}: {case.recorded:.60}, then {other:.60}")
         elif other is not None:
             loose.add(case.tool)
-    said = f"{len(repeated)} calls run twice more"
+    said = f"{len(seen)} calls run twice more"
+    said += f", {len(repeated) - len(seen)} whose sandbox failed" if len(seen) < len(repeated) else ""
     said += f"; may differ, and says so: {', '.join(sorted(loose))}" if loose else ""
-    return Gate("tools", not flaky, f"{len(flaky)} flaky", "; ".join([said, *flaky.values()]))
+    figure = f"{len(flaky)} flaky" if seen else "no calls"
+    return Gate("tools", bool(seen) and not flaky, figure, "; ".join([said, *flaky.values()]))
 
 
 def pass_rates(run: Recorded) -> dict[str, float]:

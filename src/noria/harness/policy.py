@@ -195,7 +195,9 @@ class _NoSampler:
 
 def reply_ids(text: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of a scripted reply with its end: like `encode_reply`, but each `<|call|>` of a reply that begins with one
-    is the call token."""
+    is the call token. Raises TypeError where the script's reply is no text."""
+    if not isinstance(text, str):
+        raise TypeError(f"a scripted policy replied {text!r:.60} ({type(text).__name__}): a reply must be text")
     thinking, body = "", text
     if text.startswith(THINK_OPEN) and THINK_CLOSE in text:
         place = text.index(THINK_CLOSE) + len(THINK_CLOSE)

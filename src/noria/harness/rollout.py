@@ -19,6 +19,7 @@ from noria.harness.policy import ChatPolicy, Turn, policy_of
 from noria.harness.program import Program
 from noria.harness.subagents import SubAgents, critical_steps
 from noria.harness.tools import ToolCall, Tools
+from noria.harness.well_formed import WrongTask, wrong_in_task
 from noria.inference import Sampler
 from noria.types import Task, Trace, digest
 
@@ -41,7 +42,7 @@ def rollout(
 
     `sampler` samples with `tokenizer`, this project's or an imported model's; a ChatPolicy (an endpoint, a script)
     needs none. `seeds[i]` is the seed of task i's trace; turn t samples with seed_of(seed, t). A task's workspace is
-    `task.hidden["files"]` (name -> text), each trace has its own copy.
+    `task.hidden["files"]` (name -> text), each trace has its own copy. Raises WrongTask.
     """
     if len(tasks) != len(seeds):
         raise ValueError(f"{len(tasks)} tasks and {len(seeds)} seeds: give one seed a task")
@@ -106,6 +107,8 @@ def _begin(
     tools: Tools | None,
     subagents: SubAgents | None,
 ) -> Conversation:
+    if wrong := wrong_in_task(task):
+        raise WrongTask(wrong)
     files = dict(task.hidden.get("files", {}))
     conversation = Conversation(task, seed, policy, program, budget, tools, [], subagents, files=files)
     for message in opening(task.messages, files) if program.bootstrap else task.messages:

@@ -10,18 +10,19 @@ import importlib
 import importlib.util
 import random
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from noria.data.tokenizer import CALL
 from noria.grading import Grader
+from noria.harness.error_line import error_line
 from noria.harness.program import Program, load_program
 from noria.harness.rollout import Budget
 from noria.harness.scripted import Policy
 from noria.harness.subagents import SubAgents
 from noria.harness.tools import AnyTool
+from noria.harness.well_formed import wrong_in_environment
 from noria.types import Message, Task, digest, seed_of
 
 FOLDER = Path(__file__).parent
@@ -88,14 +89,17 @@ def load_environment(environment: Path | str) -> Environment:
         path = FOLDER / f"{environment}.py"
     try:
         source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnvironmentFileError(f"{path}: {error}") from error
+    except OSError as error:
+        raise EnvironmentFileError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise EnvironmentFileError(f"{path}: is no text in UTF-8: {error}") from error
     inside = path.resolve().parent == FOLDER.resolve()
     name = f"noria.harness.environments.{path.stem}" if inside else f"noria_environment_{digest(source)[:12]}"
     made = getattr(_module(path, name), "ENVIRONMENT", None)
     if not isinstance(made, Environment):
         raise EnvironmentFileError(f"{path}: sets no ENVIRONMENT = Environment(...)")
-    _require(made, path)
+    if wrong := wrong_in_environment(made):
+        raise EnvironmentFileError(f"{path}: {wrong}")
     return replace(made, version=digest(source))
 
 
@@ -156,7 +160,8 @@ def _module(path: Path, name: str) -> object:
         return importlib.import_module(name)
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    whole = path.resolve()
+    spec = importlib.util.spec_from_file_location(name, whole)
     if spec is None or spec.loader is None:
         raise EnvironmentFileError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -165,21 +170,6 @@ def _module(path: Path, name: str) -> object:
         spec.loader.exec_module(module)
     except Exception as error:  # a user's file may raise anything; it is told where
         del sys.modules[name]
-        frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = getattr(error, "lineno", None) or (frames[-1] if frames else None)
-        raise EnvironmentFileError(f"{path}:{line or 1}: {type(error).__name__}: {error}") from error
+        line = error_line(error, str(whole)) or 1
+        raise EnvironmentFileError(f"{path}:{line}: {type(error).__name__}: {error}") from error
     return module
-
-
-def _require(environment: Environment, path: Path) -> None:
-    """What would otherwise fail far from the file."""
-    if not environment.cheats:
-        raise EnvironmentFileError(f"{path}: `cheats` is empty: name at least one way to look good without doing it")
-    for name in ("generate", "grader", "gold"):
-        if not callable(getattr(environment, name)):
-            raise EnvironmentFileError(f"{path}: `{name}` must be a function")
-    if (environment.subagents is None) != (environment.helper is None):
-        raise EnvironmentFileError(f"{path}: `subagents` and `helper` go together: give both or neither")
-    for name in ("train", "heldout"):
-        if name not in environment.splits:
-            raise EnvironmentFileError(f"{path}: `splits` must have {name!r}")

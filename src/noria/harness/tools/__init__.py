@@ -22,6 +22,7 @@ from noria.harness.tools.toolbox import (
     ToolError,
     ToolResult,
     Tools,
+    WrongTools,
     parameters_schema,
 )
 
@@ -48,6 +49,7 @@ __all__ = [
     "ToolResult",
     "Toolbox",
     "Tools",
+    "WrongTools",
     "browser_tools",
     "memory_tools",
     "parameters_schema",

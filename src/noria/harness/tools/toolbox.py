@@ -115,6 +115,10 @@ class SandboxFailed(RuntimeError):
     """The sandbox, not the call, failed. The trace has no outcome that could be judged."""
 
 
+class WrongTools(ValueError):
+    """What was given as tools is none; the message says what to give."""
+
+
 class Tools(Protocol):
     """What a rollout needs of tools; a tape of recorded results is one too."""
 
@@ -136,11 +140,11 @@ class Toolbox:
     """Runs calls of `tools`; those of sandboxed tools in `box`."""
 
     def __init__(self, box: Sandbox, tools: Sequence[AnyTool]) -> None:
+        if wrong := wrong_in_tools(tools):
+            raise WrongTools(f"tools: {wrong}")
         self.box = box
         self.tools = {tool.name: tool for tool in tools}
         self.sandbox = box.label
-        if len(self.tools) != len(tools):
-            raise ValueError(f"two tools of one name among {', '.join(tool.name for tool in tools)}")
 
     @property
     def described(self) -> Mapping[str, Described]:
@@ -181,6 +185,19 @@ class Toolbox:
 
     def _labelled(self, result: ToolResult | SandboxFailed) -> ToolResult | SandboxFailed:
         return result if isinstance(result, SandboxFailed) else replace(result, sandbox=self.sandbox)
+
+
+def wrong_in_tools(tools: object) -> str:
+    """What is wrong with `tools` as the tools of a Toolbox; "" where nothing is."""
+    if not isinstance(tools, Sequence) or isinstance(tools, str):
+        return f"must be a tuple of tools, not {tools!r:.60} ({type(tools).__name__})"
+    for tool in tools:
+        if isinstance(tool, str):
+            return f"{tool!r} is a name where a tool must stand: give the Tool itself, e.g. noria.harness.tools.READ"
+        if not isinstance(tool, AnyTool):
+            return f"{tool!r:.60} ({type(tool).__name__}) is no Tool, CommandTool or HostTool"
+    names = [tool.name for tool in tools]
+    return "" if len(set(names)) == len(names) else f"two tools of one name among {', '.join(names)}"
 
 
 def bind(tool: Described, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
