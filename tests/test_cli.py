@@ -374,3 +374,13 @@ def test_commands_and_recipes_load_without_the_heavy_libraries():
     code = f"import sys, noria.cli, noria.recipe, noria.studio.live; print([n for n in {heavy} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["env", "list"], ["env", "show", "calculator"], ["mcp", "serve", "--tools", "files"]]
+)
+def test_commands_that_compute_nothing_do_without_torch(tmp_path: Path, arguments: list[str]):
+    code = f"import sys, noria.cli as c; print(c.status_of({arguments}), 'torch' in sys.modules, file=sys.stderr)"
+    given = {"cwd": tmp_path, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", code], **given, check=True)  # type: ignore[call-overload]
+    assert done.stderr.splitlines()[-1] == "0 False", done.stderr

@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from noria.inference import sampler
-from noria.inference.sampler import SamplingParams, distribution, penalised, request_noise, sample
+from noria.inference.request import SamplingParams
+from noria.inference.sampler import distribution, penalised, request_noise, sample
 
 PARAMS = [
     {},

@@ -13,8 +13,6 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,39 +22,11 @@ from noria.inference import scheduler
 from noria.inference.batch import batch_of
 from noria.inference.cache import BLOCK, CACHE_BYTES, BlockPool, PagedCache
 from noria.inference.network import network
-from noria.inference.sampler import SamplingParams, distribution, penalised, request_noise, sample
+from noria.inference.request import Completion, Finish, Likeliest, Request, RequestTooLong, SamplingParams
+from noria.inference.sampler import distribution, penalised, request_noise, sample
 from noria.inference.scoring import Logprobs, score_sequences
-from noria.inference.structured import Constraint
 from noria.inference.weights import Precision, compute_dtype, fingerprint
 from noria.model import Transformer
-
-Finish = Literal["stop", "length", "aborted"]
-Likeliest = tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True)
-class Request:
-    """`structure` makes what keeps the reply to a form, anew for each reply (`structured.py`)."""
-
-    prompt_ids: Sequence[int]
-    params: SamplingParams = field(default_factory=SamplingParams)
-    structure: Callable[[], Constraint] | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What was sampled, the end token included, with the log-probability of each token as sampled."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish: Finish
-    policy_version: int
-    # At each place the likeliest (token id, log-probability), where the request asked for `top_logprobs`.
-    top_logprobs: tuple[Likeliest, ...] = ()
-
-
-class RequestTooLong(ValueError):
-    """The prompt leaves no room for a single new token in the model's context."""
 
 
 def room_after(prompt_ids: Sequence[int], context: int, vocabulary: int) -> int:
@@ -70,12 +40,6 @@ def room_after(prompt_ids: Sequence[int], context: int, vocabulary: int) -> int:
     if min(prompt_ids) < 0 or max(prompt_ids) >= vocabulary:
         raise ValueError(f"a prompt holds a token id outside 0..{vocabulary - 1}")
     return room
-
-
-class Sampler(Protocol):
-    """What rollouts need of an engine, whichever it is."""
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
 
 
 class Handle:

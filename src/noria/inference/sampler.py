@@ -5,45 +5,15 @@ B rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from noria.inference.native import kernels
-
-
-class SamplingParams(BaseModel):
-    """How one request is sampled. Temperature 0 is greedy. Refuses values outside their range."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_tokens: int = Field(default=64, ge=1)
-    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    top_k: int = Field(default=0, ge=0, description="0 keeps all tokens")
-    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="least share of the likeliest token's probability")
-    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0, description="off a token's logit once it was sampled")
-    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0, description="off it for each time it was sampled")
-    repetition_penalty: float = Field(
-        default=1.0, gt=0.0, le=10.0, description="logits of tokens in prompt or reply: over it, negative ones times it"
-    )
-    logit_bias: Mapping[int, float] = Field(default={}, description="token id -> added to its logit")
-    seed: int = 0
-    stop_ids: tuple[int, ...] = ()
-    stop: tuple[str, ...] = Field(default=(), description="a reply ends once its text holds one of these")
-    top_logprobs: int = Field(default=0, ge=0, le=100, description="likeliest tokens reported at each place")
-
-    @property
-    def truncates(self) -> bool:
-        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
-
-    @property
-    def penalises(self) -> bool:
-        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1 or self.logit_bias)
+from noria.inference.request import SamplingParams
 
 
 def request_noise(params: SamplingParams, count: int) -> np.ndarray:

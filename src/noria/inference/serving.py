@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from noria.data.chat_tokenizer import ChatTokenizer
-from noria.inference.engine import Completion, Engine, Handle, Likeliest, Request
+from noria.inference.engine import Engine, Handle
 from noria.inference.openai_schema import SHAPING_FIELDS, Sampling
 from noria.inference.reply_text import ReplyText
-from noria.inference.sampler import SamplingParams
+from noria.inference.request import Completion, Likeliest, Request, SamplingParams
 from noria.inference.structured import Constraint
 from noria.types import Message, seed_of
 

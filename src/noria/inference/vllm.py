@@ -21,7 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-from noria.inference.engine import Completion, Handle, Request, room_after
+from noria.inference.engine import Handle, room_after
+from noria.inference.request import Completion, Request
 
 Dtype = Literal["float32", "bfloat16"]
 WORKER = Path(__file__).parent / "vllm_worker.py"
