@@ -18,6 +18,7 @@ from noria.harness.traces import Library
 from noria.model import ModelConfig, Transformer, load_model, save_model
 from noria.posttraining.task_set import write_demonstrations
 from noria.stages import s7_agent_harness as s7
+from noria.studio.traces.place import Given, Place, program_of
 
 CONFIG = s7.Config(
     demonstrations=12,
@@ -30,6 +31,7 @@ CONFIG = s7.Config(
     rl_group=2,
     heldout_tasks=4,
 )
+BOOTSTRAPPED = CONFIG.model_copy(update={"bootstrap": True})
 UPSTREAM = SimpleNamespace(key="upstream")
 
 
@@ -50,11 +52,14 @@ def run(step, folder: Path, **inputs: Path) -> tuple[Path, dict]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
+    return made_base(tmp_path_factory.mktemp("base"), context=256)
+
+
+def made_base(folder: Path, context: int) -> Path:
     tokenizer = train_tokenizer(["find see value read list " + " ".join(lookup.WORDS)] * 10, 400)
     tokenizer.save(folder / "tok.json")
     shape = ModelConfig(
-        vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=2, kv_heads=1, ffn_width=64, context=256
+        vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=2, kv_heads=1, ffn_width=64, context=context
     )
     save_model(folder, Transformer(shape), folder / "tok.json")
     for name, family in (("kept", "addition"), ("general", "helpful")):
@@ -63,11 +68,11 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-def chain(base: Path, folder: Path) -> dict[str, Path]:
-    demonstrations = s7.agent_demonstrations(CONFIG, UPSTREAM)
-    cold_start = s7.agent_cold_start(CONFIG, UPSTREAM, demonstrations, UPSTREAM, UPSTREAM)
-    rl = s7.agent_rl(CONFIG, cold_start)
-    evaluation = s7.agent_evaluation(CONFIG, {"cold_start": cold_start, "rl": rl})
+def chain(base: Path, folder: Path, config: s7.Config = CONFIG) -> dict[str, Path]:
+    demonstrations = s7.agent_demonstrations(config, UPSTREAM)
+    cold_start = s7.agent_cold_start(config, UPSTREAM, demonstrations, UPSTREAM, UPSTREAM)
+    rl = s7.agent_rl(config, cold_start)
+    evaluation = s7.agent_evaluation(config, {"cold_start": cold_start, "rl": rl})
     made = {"demonstrations": run(demonstrations, folder, tokenizer=base)[0]}
     rehearsed = {"rejection": base, "tasks": base}
     made["cold_start"] = run(cold_start, folder, model=base, demonstrations=made["demonstrations"], **rehearsed)[0]
@@ -125,6 +130,27 @@ def test_results_have_an_interval_for_each_model_and_split_and_a_difference(firs
             assert results["models"][name][split]["success"]["n"] == 4
             assert len(load(first["evaluation"] / name / split).traces) == 4
     assert [(row["model"], row["split"]) for row in results["differences"]] == [("rl", split) for split in s7.SPLITS]
+
+
+@pytest.mark.slow
+def test_with_the_bootstrap_every_trace_of_the_stage_opens_with_the_workspace(tmp_path):
+    made = chain(made_base(tmp_path, context=1024), tmp_path, BOOTSTRAPPED)
+    for folder in (made["demonstrations"], *(made["evaluation"] / "rl" / split for split in s7.SPLITS)):
+        for trace in load(folder).traces:
+            assert trace.harness.startswith("files+bootstrap@")
+            first = trace.nodes[0].message
+            assert first.role == "system" and "files in the workspace:" in first.content and "\n--- " in first.content
+    heldout = made["evaluation"] / "rl" / "heldout"
+    entry = load(heldout).entries()[0]
+    place = Place(heldout, "heldout")
+    program = program_of(entry, place, Given(), lookup.ENVIRONMENT)  # what `noria traces replay` plays it with
+    assert program.label == entry.trace.harness and program.bootstrap
+
+
+def test_the_bootstrap_is_off_by_default_and_then_no_part_of_a_key():
+    off, on = (s7.agent_demonstrations(config, UPSTREAM) for config in (CONFIG, BOOTSTRAPPED))
+    assert off.key != on.key and "bootstrap" not in str(off.canonical_config)
+    assert on.canonical_config["program"] == "files+bootstrap"
 
 
 def test_what_a_rollout_depends_on_is_identity():

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from noria.harness.program import Program
+from noria.harness.program import Program, program_from_source
 from noria.types import Message, digest
 
+MARK = "+bootstrap"  # at the end of the program's name
 SNAPSHOT_BYTES = 2048  # of all that is shown
 FILE_BYTES = 512  # files up to this size are shown whole while there is room
 
@@ -20,7 +21,14 @@ FILE_BYTES = 512  # files up to this size are shown whole while there is room
 def bootstrapped(program: Program) -> Program:
     """`program`, its first prompt opened by a snapshot of the workspace; another program with another version."""
     own = Path(__file__).read_text(encoding="utf-8")
-    return replace(program, name=f"{program.name}+bootstrap", version=digest(program.version, own), bootstrap=True)
+    return replace(program, name=f"{program.name}{MARK}", version=digest(program.version, own), bootstrap=True)
+
+
+def program_named(name: str, source: str, filename: str = "") -> Program:
+    """The program that traces of `name` were made with: that of `source`, with the bootstrap where the name says so."""
+    own = name.removesuffix(MARK)
+    program = program_from_source(source, own, filename or own)
+    return program if own == name else bootstrapped(program)
 
 
 def opening(messages: Sequence[Message], files: Mapping[str, str]) -> tuple[Message, ...]:

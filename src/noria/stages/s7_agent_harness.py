@@ -34,6 +34,9 @@ class Config(_Section):
     """[harness] of a recipe."""
 
     program: str = Field(default="files", description="harness program: a name that comes with noria, or a .py file")
+    bootstrap: bool = Field(
+        default=False, description="a snapshot of the workspace in the first prompt: harness/bootstrap.py"
+    )
     turns: int = Field(default=5, ge=1, le=64, description="model calls a trace")
     tokens_per_turn: int = Field(default=12, ge=2, le=4096, description="sampled tokens a model call")
     demonstrations: int = Field(default=800, ge=1, description="demonstrated tasks of the cold start")
@@ -69,7 +72,7 @@ class Config(_Section):
 class _Rollout(_Section):
     """What every rollout of this stage depends on; part of each step's identity."""
 
-    program: str
+    program: str = Field(description="its name; with the bootstrap it ends as the names of such programs do")
     program_source: str
     environment: str = Field(description="digest of the environment's generator, grader and tools")
     turns: int
@@ -303,10 +306,11 @@ def _evaluate(context: StepContext) -> Mapping[str, Any]:
 
 
 def _arena(config: _Rollout, tokenizer: Tokenizer) -> Arena:
-    from noria.harness import FILE_TOOLS, Arena, program_from_source
+    from noria.harness import FILE_TOOLS, Arena
+    from noria.harness.bootstrap import program_named
     from noria.harness.environments.lookup import lookup_grader
 
-    program = program_from_source(config.program_source, config.program, config.program)
+    program = program_named(config.program, config.program_source)
     return Arena(program, tokenizer, lookup_grader(), FILE_TOOLS, config.turns, config.tokens_per_turn)
 
 
@@ -363,9 +367,16 @@ def _differences(order: Sequence[str], outcomes: Mapping[tuple[str, str], Mappin
 
 
 def _rollout_identity(config: Config, seed: int) -> dict[str, Any]:
-    names = ("environments/lookup.py", "environments/environment.py", "trace_grader.py", "reward.py", "tools/files.py")
+    """A switch that is off leaves no mark in it: what is made without the bootstrap does not depend on it."""
+    names = ["environments/lookup.py", "environments/environment.py", "trace_grader.py", "reward.py", "tools/files.py"]
+    program = Path(config.program).stem
+    if config.bootstrap:
+        from noria.harness.bootstrap import MARK
+
+        names.append("bootstrap.py")
+        program += MARK
     return {
-        "program": Path(config.program).stem,
+        "program": program,
         "program_source": _program_path(config.program).read_text(encoding="utf-8"),
         "environment": digest(*((HARNESS / name).read_text(encoding="utf-8") for name in names)),
         "turns": config.turns,

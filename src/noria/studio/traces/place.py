@@ -92,21 +92,25 @@ def program_of(entry: Entry, place: Place, given: Given, environment: Environmen
 
     Its name is that in the trace, which only replays under the same one.
     """
-    from noria.harness import load_program, program_from_source
+    from noria.harness import bootstrapped, load_program
+    from noria.harness.bootstrap import MARK, program_named
     from noria.harness.program import PROGRAMS
 
     name = entry.trace.harness.partition("@")[0]
+    own = name.removesuffix(MARK)
+    kept = (place.folder / "program.py", place.folder.parent / "program.py")
     if given.program:
         program = load_program(given.program)
-        return replace(program, name=name) if given.program.endswith(".py") else program
-    kept = (place.folder / "program.py", place.folder.parent / "program.py")
-    if source := _recorded(place).get("program_source"):
-        return program_from_source(source, name)
-    if path := next((path for path in kept if path.is_file()), None):
-        return program_from_source(path.read_text(encoding="utf-8"), name, str(path))
-    if name.isidentifier() and (PROGRAMS / f"{name}.py").is_file():
-        return load_program(name)
-    return environment.harness
+        program = replace(program, name=own) if given.program.endswith(".py") else program
+    elif source := _recorded(place).get("program_source"):
+        return program_named(name, source)
+    elif path := next((path for path in kept if path.is_file()), None):
+        return program_named(name, path.read_text(encoding="utf-8"), str(path))
+    elif own.isidentifier() and (PROGRAMS / f"{own}.py").is_file():
+        program = load_program(own)
+    else:
+        program = environment.harness
+    return program if own == name or program.bootstrap else bootstrapped(program)
 
 
 def budget_of(place: Place, given: Given, environment: Environment) -> Budget:
