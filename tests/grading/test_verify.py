@@ -8,11 +8,11 @@ import pytest
 
 from noria.grading import maths_grader, verify_math
 from noria.grading.final_answer import boxes, commitment, number
-from noria.grading.grader import Failure
-from noria.grading.verify_code import judge_code, same, source_of, tamper_evidence, verdict, visible_tests
+from noria.grading.grader import Failure, Verdict
+from noria.grading.verify_code import code_grader, judge_code, same, source_of, tamper_evidence, verdict, visible_tests
 from noria.grading.verify_logic import judge_logic
 from noria.grading.verify_math import compare, judge_maths, judge_maths_weakly
-from noria.sandbox import Outcome
+from noria.sandbox import Limits, Outcome
 from noria.types import GraderRef, Message, Node, Task, Trace
 
 
@@ -137,6 +137,14 @@ def test_outcomes_become_verdicts():
     assert late.value == 0.0 and "timeout" in late.evidence
     broken = verdict(Outcome("sandbox", error="died"), tests, [])
     assert isinstance(broken, Failure) and broken.reason == "sandbox"
+
+
+def test_a_candidate_that_loops_for_ever_answers_wrongly_and_spoils_no_other():
+    judge = code_grader(Limits(cpu_seconds=1, wall_seconds=5.0)).judge
+    one = task("", entry="f", tests=[[[1], 2]])
+    looping, right = judge([one, one], ["def f(x):\n    while True: pass", "def f(x): return x + 1"])
+    assert isinstance(looping, Verdict) and looping.value == 0.0 and looping.evidence.startswith("timeout: ")
+    assert isinstance(right, Verdict) and right.value == 1.0
 
 
 def test_tasks_without_tests_are_invalid_and_empty_answers_wrong():

@@ -12,7 +12,7 @@ class Limits:
     """Bounds of one candidate or tool command.
 
     `cpu_seconds` ends a loop that computes; `wall_seconds` is a backstop for one that sleeps. Either firing is the
-    status "timeout", never a wrong answer: how far a candidate got by then depends on the machine. CPU, file size and
+    status "timeout" without a result: how far a candidate got by then depends on the machine. CPU, file size and
     open files are bounded for each process. Memory is, too, and where control groups can be made here it is bounded for
     all processes together; so is their number (`check` says which holds).
     """
