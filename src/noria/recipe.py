@@ -25,6 +25,7 @@ from noria.data.parallel import cores
 from noria.recipe_errors import Problem, RecipeError, explain
 from noria.stages import open_model as journey
 from noria.stages import (
+    open_model_evaluation,
     open_model_source,
     open_model_tasks,
     s1_raw_data,
@@ -87,7 +88,7 @@ class OpenModelRecipe(BaseModel):
     open_model: open_model_source.Config
     tasks: open_model_tasks.Config
     grpo: journey.GrpoSection = _defaults(journey.GrpoSection)
-    evaluation: journey.EvaluationSection = _defaults(journey.EvaluationSection)
+    evaluation: open_model_evaluation.EvaluationSection = _defaults(open_model_evaluation.EvaluationSection)
     release: journey.ReleaseSection = _defaults(journey.ReleaseSection)
 
 

@@ -49,7 +49,8 @@ def rft(
     Killed or stopped, the same command goes on from where it was. Work lies in OUT/store, or in --store.
     """
     from noria.artifacts import Executor
-    from noria.stages.open_model import EvaluationSection, GrpoSection
+    from noria.stages.open_model import GrpoSection
+    from noria.stages.open_model_evaluation import EvaluationSection
     from noria.studio.live import LiveRun
     from noria.studio.training_view import training_view
 
