@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from noria.harness.author_errors import drawn
+from noria.harness.environment_file import EnvironmentFileError, environment_names, load_environment
 from noria.harness.environments.environment import (
-    EnvironmentFileError,
     TasksExhausted,
     call,
     distinct,
-    environment_names,
     follow,
-    load_environment,
     result_of,
 )
 from noria.harness.examine import TOOL_LIMITS, examine, play, traces_of

@@ -8,8 +8,8 @@ import pytest
 
 from noria.harness import Budget, ReplayMismatch, ScriptedSampler, Toolbox, load_program, rollout
 from noria.harness.baselines import tokenizer_of
+from noria.harness.environment_file import load_environment
 from noria.harness.environments import lookup
-from noria.harness.environments.environment import load_environment
 from noria.harness.policy import ScriptedPolicy
 from noria.harness.tools import FILE_TOOLS, HostTool, ToolResult
 from noria.harness.traces import Entry, Library, TraceWriter, reexecute, replay

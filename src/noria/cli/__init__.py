@@ -68,7 +68,7 @@ def _code_of(error: Exception) -> int:
     from noria.artifacts import Interrupted, Unknown
     from noria.evals.task_file import TaskFileError
     from noria.grading.grader_language import GraderError
-    from noria.harness.environments.environment import EnvironmentFileError
+    from noria.harness.environment_file import EnvironmentFileError
     from noria.harness.program import ProgramError
     from noria.recipe_errors import RecipeError
 

@@ -27,7 +27,7 @@ def list_(json_: JsonOption = False) -> int:
     """The environments that come with noria."""
     from rich.table import Table
 
-    from noria.harness.environments.environment import environment_names, load_environment
+    from noria.harness.environment_file import environment_names, load_environment
 
     loaded = [load_environment(name) for name in environment_names()]
     if json_:
@@ -61,7 +61,7 @@ def check(
     Gold scores 1; doing nothing, acting at random and cheating score about 0; running again gives the same; enough
     tasks lie between always and never; hostile traces don't fool the grader; tools are steady; splits share nothing.
     """
-    from noria.harness.environments.environment import environment_names, load_environment
+    from noria.harness.environment_file import environment_names, load_environment
     from noria.harness.examine import examine, traces_of
 
     wanted = [*(names or []), *(environment_names() if all_ else [])]
@@ -95,7 +95,7 @@ def show(
 ) -> int:
     """A few tasks of an environment, with a gold run of each as the model would live it."""
     from noria.harness.author_errors import drawn
-    from noria.harness.environments.environment import load_environment
+    from noria.harness.environment_file import load_environment
     from noria.harness.examine import TOOL_LIMITS, play
     from noria.harness.tools import Toolbox
     from noria.sandbox import Sandbox

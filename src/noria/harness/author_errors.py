@@ -6,7 +6,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
-from noria.harness.environments.environment import Environment, EnvironmentFileError
+from noria.harness.environment_file import EnvironmentFileError
+from noria.harness.environments.environment import Environment
 from noria.harness.error_line import error_line
 from noria.harness.scripted import Policy
 from noria.harness.well_formed import wrong_in_tasks

@@ -1,31 +1,25 @@
 """What an environment is: one Python file that makes agent tasks and says how they are done, cheated and judged.
 
-The file sets `ENVIRONMENT = Environment(...)`. It is found by its name in this folder, or is any .py file of a user;
-`noria env check` runs it through the gates of `harness/gates.py`. docs/environments.md walks through one.
+The file sets `ENVIRONMENT = Environment(...)`. `harness/environment_file.py` loads it, from this folder by its name or
+any .py file of a user; `noria env check` runs it through the gates of `harness/gates.py`. docs/environments.md walks
+through one.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from noria.data.tokenizer import CALL
 from noria.grading import Grader
-from noria.harness.error_line import error_line
 from noria.harness.program import Program, load_program
 from noria.harness.rollout import Budget
 from noria.harness.scripted import Policy
 from noria.harness.subagents import SubAgents
 from noria.harness.tools import AnyTool
-from noria.harness.well_formed import wrong_in_environment
 from noria.types import Message, Task, digest, seed_of
 
-FOLDER = Path(__file__).parent
 HELDOUT_TENTHS = range(0, 3)  # of all keys, by their digest: see `is_heldout`
 TRIES = 200  # draws a task that is asked for
 
@@ -63,44 +57,8 @@ class Environment:
         return self.program or load_program("all_tools")
 
 
-class EnvironmentFileError(ValueError):
-    """The file is no environment; the message names the file, the line where there is one, and what is wrong."""
-
-
 class TasksExhausted(ValueError):
     """The split has fewer distinct tasks than were asked for."""
-
-
-def environment_names() -> list[str]:
-    """The environments that come with noria, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", Path(__file__).stem))
-
-
-def load_environment(environment: Path | str) -> Environment:
-    """An environment from a file, or one that comes with noria by its name. Raises EnvironmentFileError.
-
-    The file's code runs in this process: it is your own code, not a model's.
-    """
-    path = Path(environment)
-    if path.suffix != ".py":
-        if str(environment) not in environment_names():
-            known = ", ".join(environment_names())
-            raise EnvironmentFileError(f"no environment {str(environment)!r}: give a .py file, or one of {known}")
-        path = FOLDER / f"{environment}.py"
-    try:
-        source = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise EnvironmentFileError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise EnvironmentFileError(f"{path}: is no text in UTF-8: {error}") from error
-    inside = path.resolve().parent == FOLDER.resolve()
-    name = f"noria.harness.environments.{path.stem}" if inside else f"noria_environment_{digest(source)[:12]}"
-    made = getattr(_module(path, name), "ENVIRONMENT", None)
-    if not isinstance(made, Environment):
-        raise EnvironmentFileError(f"{path}: sets no ENVIRONMENT = Environment(...)")
-    if wrong := wrong_in_environment(made):
-        raise EnvironmentFileError(f"{path}: {wrong}")
-    return replace(made, version=digest(source))
 
 
 def distinct(draw: Draw, family: str, count: int, seed: int, split: str) -> list[Task]:
@@ -153,23 +111,3 @@ def result_of(messages: Sequence[Message], reply: str) -> str | None:
         if messages[place].role == "assistant" and messages[place].content == reply:
             return messages[place + 1].content
     return None
-
-
-def _module(path: Path, name: str) -> object:
-    if name.startswith("noria."):
-        return importlib.import_module(name)
-    if name in sys.modules:
-        return sys.modules[name]
-    whole = path.resolve()
-    spec = importlib.util.spec_from_file_location(name, whole)
-    if spec is None or spec.loader is None:
-        raise EnvironmentFileError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: its classes and its grader's version look it up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything; it is told where
-        del sys.modules[name]
-        line = error_line(error, str(whole)) or 1
-        raise EnvironmentFileError(f"{path}:{line}: {type(error).__name__}: {error}") from error
-    return module

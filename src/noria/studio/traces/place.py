@@ -79,7 +79,7 @@ def required_tokenizer(place: Place, given: Given) -> Tokenizer:
 
 def environment_of(entry: Entry, given: Given) -> Environment:
     """The one given, or that whose name is the family of the entry's task."""
-    from noria.harness.environments.environment import environment_names, load_environment
+    from noria.harness.environment_file import environment_names, load_environment
 
     name = given.environment or (entry.task.family.removeprefix("agent_") if entry.task else "")
     if not given.environment and name not in environment_names():
