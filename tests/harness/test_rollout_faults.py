@@ -221,6 +221,13 @@ def test_names_in_the_place_of_tools_are_refused(tools):
         Toolbox(tools.box, ["read"])
 
 
+@pytest.mark.parametrize("given", [["read"], FILE_TOOLS])
+def test_a_rollout_without_a_toolbox_around_its_tools_is_refused(tokenizer, given):
+    policy = ScriptedPolicy(script_of, tokenizer)
+    with pytest.raises(WrongTools, match=r"give Toolbox\(sandbox, tools\), not "):
+        rollout([task("x")], [1], policy, None, load_program("files"), budget=BUDGET, tools=given)
+
+
 def test_a_script_whose_reply_is_no_text_is_told_so(tokenizer, tools):
     policy = ScriptedPolicy(lambda one: lambda messages, seed: 42, tokenizer)
     with pytest.raises(TypeError, match=r"replied 42 \(int\): a reply must be text"):

@@ -18,7 +18,7 @@ from noria.harness.conversation import Conversation, Slot
 from noria.harness.policy import ChatPolicy, Turn, policy_of
 from noria.harness.program import Program
 from noria.harness.subagents import SubAgents, critical_steps
-from noria.harness.tools import ToolCall, Tools
+from noria.harness.tools import ToolCall, Tools, WrongTools
 from noria.harness.well_formed import WrongTask, wrong_in_task
 from noria.inference import Sampler
 from noria.types import Task, Trace, digest
@@ -42,7 +42,7 @@ def rollout(
 
     `sampler` samples with `tokenizer`, this project's or an imported model's; a ChatPolicy (an endpoint, a script)
     needs none. `seeds[i]` is the seed of task i's trace; turn t samples with seed_of(seed, t). A task's workspace is
-    `task.hidden["files"]` (name -> text), each trace has its own copy. Raises WrongTask.
+    `task.hidden["files"]` (name -> text), each trace has its own copy. Raises WrongTask, WrongTools.
     """
     if len(tasks) != len(seeds):
         raise ValueError(f"{len(tasks)} tasks and {len(seeds)} seeds: give one seed a task")
@@ -75,6 +75,8 @@ def rollouts(
     """
     if concurrent < 1:
         raise ValueError(f"concurrent = {concurrent}: must be at least 1")
+    if tools is not None and not hasattr(tools, "described"):
+        raise WrongTools(f"tools: give Toolbox(sandbox, tools), not {tools!r:.60} ({type(tools).__name__})")
     sampling = sampling or Sampling()
     waiting = iter(jobs)
     unfinished: dict[int, Conversation] = {}  # by the number of the job; in order
