@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from noria.cli.app import OK, JsonOption, StoreOption, app, make_room, open_store
 from noria.studio.output import console, notices, print_json
+
+if TYPE_CHECKING:
+    from noria.deployment.gateway import GatewayOptions
 
 
 class Computing(StrEnum):
@@ -122,23 +126,9 @@ def serve(
     log = traffic or opened.root / "traffic.sqlite"
     log.parent.mkdir(parents=True, exist_ok=True)
     from noria import studio
-    from noria.deployment.api_keys import KeyFileError, given_keys
     from noria.deployment.gateway import GatewayOptions, promised_retention
     from noria.deployment.gateway import serve as start
-    from noria.deployment.origin_guard import LOOPBACK
     from noria.inference.openai_api import ServerLimits
-
-    try:
-        keys = given_keys(api_keys)
-    except KeyFileError as error:
-        raise typer.BadParameter(str(error)) from error
-
-    def ready(address: str) -> None:
-        if record:
-            typer.echo(f"agents whose base URL is {address}/traces/NAME/v1 are recorded into {record}")
-        typer.echo(f"{model} at {address} (chat page) and {address}/v1 (OpenAI API); traffic in {log}; Ctrl-C stops")
-        if not keys and host not in LOOPBACK:
-            typer.echo("no API keys are set: whoever reaches this address can use the model", err=True)
 
     options = GatewayOptions(
         traffic_db=log,
@@ -151,12 +141,32 @@ def serve(
         precision=precision.value,
         limits=ServerLimits(max_live, max_body),
         retention=promised_retention(folder),
-        keys=keys,
+        keys=_keys(api_keys),
         drain_seconds=drain_seconds,
         record=record,
     )
-    start(folder, options, on_ready=ready)
+    start(folder, options, on_ready=lambda address: _announce(model, options, address))
     return OK
+
+
+def _keys(path: Path | None) -> Mapping[str, str]:
+    from noria.deployment.api_keys import KeyFileError, given_keys
+
+    try:
+        return given_keys(path)
+    except KeyFileError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _announce(model: str, options: GatewayOptions, address: str) -> None:
+    from noria.deployment.origin_guard import LOOPBACK
+
+    if options.record:
+        typer.echo(f"agents whose base URL is {address}/traces/NAME/v1 are recorded into {options.record}")
+    served = f"{model} at {address} (chat page) and {address}/v1 (OpenAI API)"
+    typer.echo(f"{served}; traffic in {options.traffic_db}; Ctrl-C stops")
+    if not options.keys and options.host not in LOOPBACK:
+        typer.echo("no API keys are set: whoever reaches this address can use the model", err=True)
 
 
 @app.command(
