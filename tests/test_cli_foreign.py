@@ -53,7 +53,8 @@ def test_the_tools_of_a_server_are_listed_and_called(capsys: pytest.CaptureFixtu
     [
         (["call", SERVER, "nosuch"], "there are do"),
         (["call", SERVER, "do", "{}"], "do needs what"),
-        (["call", SERVER, "do", "what"], "no JSON"),
+        (["call", SERVER, "do", "what"], "the argument JSON is no JSON"),
+        (["call", SERVER, "do", "[1]"], "the argument JSON must be a JSON object, not [1]"),
         (["tools", " "], "SERVER is empty"),
         (["serve", "--tools", "nosuch"], "there are files"),
     ],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -84,6 +85,17 @@ def open_existing(root: Path | None) -> Store:
     if not store.exists():
         raise Unknown(f"no store at {store.root}: `noria run RECIPE` makes one, --store or NORIA_STORE names another")
     return store
+
+
+def json_object(text: str, name: str) -> dict[str, Any]:
+    """The JSON object that the argument `name` spells."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{name} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{name} must be a JSON object, not {text:.60}")
+    return found
 
 
 def make_room(out: Path) -> None:

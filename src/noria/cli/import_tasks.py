@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noria.cli.app import FAILED, OK, JsonOption, app, make_room
+from noria.cli.app import FAILED, OK, JsonOption, app, json_object, make_room
 from noria.studio.output import console, print_json
 
 if TYPE_CHECKING:
@@ -45,12 +45,7 @@ def import_tasks(
     """Make tasks of ours of Harbor task folders, an Inspect task or a verifiers taskset; what can't be is named."""
     from noria.types import task_to_json
 
-    try:
-        given = json.loads(arguments)
-    except ValueError as error:
-        raise typer.BadParameter(f"--arguments is no JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise typer.BadParameter("--arguments must be a JSON object")
+    given = json_object(arguments, "--arguments")
     if out:
         make_room(out)
     with _opened(kind, source, python, given, limit) as imported:

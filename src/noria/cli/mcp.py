@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noria.cli.app import FAILED, OK, JsonOption, app
+from noria.cli.app import FAILED, OK, JsonOption, app, json_object
 from noria.studio.output import console, print_json
 
 if TYPE_CHECKING:
@@ -94,12 +93,7 @@ def call(
     from noria.harness.tools import InvalidCall, ToolCall, ToolError
     from noria.harness.tools.toolbox import bind
 
-    try:
-        given = json.loads(arguments)
-    except ValueError as error:
-        raise typer.BadParameter(f"the arguments are no JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise typer.BadParameter("the arguments must be a JSON object")
+    given = json_object(arguments, "the argument JSON")
     with _client(server, confine, timeout) as client:
         chosen = next((one for one in client.tools if one.name == tool), None)
         if chosen is None:

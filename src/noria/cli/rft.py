@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noria.cli.app import NOT_RELEASED, OK, JsonOption, StoreOption, app, open_store
+from noria.cli.app import NOT_RELEASED, OK, JsonOption, StoreOption, app, json_object, open_store
 from noria.studio.output import console, notices, print_json
 
 if TYPE_CHECKING:
@@ -148,12 +148,6 @@ def run(
     from noria.grading.grader_language import run as grade
 
     grader = read(file)
-    try:
-        found = json.loads(item)
-    except ValueError as error:
-        raise typer.BadParameter(f"--item is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise typer.BadParameter(f"--item is a JSON object; found {type(found).__name__}")
-    result = grade(grader, found, sample)
+    result = grade(grader, json_object(item, "--item"), sample)
     print_json(result)
     return OK if result["reward"] is not None else 1
