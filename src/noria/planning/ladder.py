@@ -1,4 +1,4 @@
-"""Which small runs a ladder's budget buys: an equal share of it for every size, and a sweep of the rate."""
+"""Which small runs a ladder's budget buys: every size to some horizons, and a sweep of the rate."""
 
 from __future__ import annotations
 
@@ -35,34 +35,71 @@ def plan_ladder(
     fixed_batch_tokens: int | None = None,
     most_tokens: float = math.inf,
 ) -> LadderPlan:
-    """Each size gets the same FLOPs: small ones see many tokens, large ones few. None sees over `most_tokens`, and
-    what a size leaves unspent goes to the larger ones.
+    """Horizons of every size that together cost at most `flops`, the sweep included.
 
-    What is to be predicted lies further out in both N and D than the ladder can reach at once; this way the smallest
-    size reaches a D near it, and the largest an N near it, where equal horizons for all would leave D ten times short
-    (docs/stage3_system_recipe.md has the measurement). A size costs its longest stable part and a decay for each
-    horizon: (1 - decay) D + decay * sum(shares) D tokens. A rate of the sweep costs a run to the shortest horizon of
-    the smallest size.
+    Without `most_tokens` each size gets the same FLOPs and its horizons are shares of what they buy; with it the
+    horizons are shares of `most_tokens`. A size costs its longest stable part and a decay for each horizon; a rate of
+    the sweep costs a run to the shortest horizon of the smallest size. Raises BudgetError for a budget too small.
     """
     models, shares = sorted(models, key=lambda model: model.parameters()), sorted(shares)
-    scale = 1.0 / shares[-1]
-    per_longest = (1 - decay_share) + decay_share * scale * sum(shares)
-    swept = rates * scale * shares[0] if rates > 1 else 0.0
-    longest: list[float] = []
-    left = flops
-    for place, model in enumerate(models):
-        runs = (len(models) - place) * per_longest + (0.0 if place else swept)  # as runs to a longest horizon
-        longest.append(min(left / runs / model.flops_per_token(), most_tokens))
-        left -= longest[-1] * model.flops_per_token() * (per_longest + (0.0 if place else swept))
-    batch = fixed_batch_tokens or batch_tokens(longest[-1], models[-1].context, LADDER_STEPS)
-    horizons = tuple(tuple(int(tokens * part * scale / batch) for part in shares) for tokens in longest)
-    if horizons[-1][0] < FEWEST_STEPS or len(set(horizons[-1])) < len(shares):
-        needed = flops * (FEWEST_STEPS + 1) * batch / (longest[-1] * shares[0] * scale)
+    rates = rates if rates > 1 else 0
+    if math.isinf(most_tokens):
+        tokens = _equal_flops(models, flops, shares, rates, decay_share)
+    else:
+        tokens = _equal_tokens(models, flops, [share * most_tokens for share in shares], rates, decay_share)
+    batch = fixed_batch_tokens or batch_tokens(tokens[-1][-1], models[-1].context, LADDER_STEPS)
+    horizons = tuple(tuple(int(horizon / batch) for horizon in row) for row in tokens)
+    if horizons[-1][0] < FEWEST_STEPS or any(len(set(row)) < len(row) for row in horizons):
+        needed = flops * (FEWEST_STEPS + 1) * batch / tokens[-1][0]
         raise BudgetError(
             f"system.ladder_flops = {flops:.3g} leaves {horizons[-1][0]} steps of {batch} tokens for the shortest "
             f"horizon of width {models[-1].width}; at least {FEWEST_STEPS} are needed: raise it to {needed:.2g}, "
             "or drop the largest size from system.ladder_widths"
         )
-    return LadderPlan(
-        tuple(models), horizons, horizons[0][0], batch, max(1, math.ceil(horizons[-1][0] / 10)), flops - left
-    )
+    spent = sum(_cost(model, row, decay_share) for model, row in zip(models, tokens, strict=True))
+    spent += rates * tokens[0][0] * models[0].flops_per_token()
+    warmup_steps = max(1, math.ceil(horizons[-1][0] / 10))
+    return LadderPlan(tuple(models), horizons, horizons[0][0], batch, warmup_steps, spent)
+
+
+def _cost(model: ModelConfig, horizons: Sequence[float], decay_share: float) -> float:
+    """FLOPs of one size: (1 - decay) of its longest horizon and a decay of each, in tokens."""
+    return ((1 - decay_share) * max(horizons) + decay_share * sum(horizons)) * model.flops_per_token()
+
+
+def _equal_flops(
+    models: Sequence[ModelConfig], flops: float, shares: Sequence[float], rates: int, decay_share: float
+) -> list[list[float]]:
+    """Small sizes see many tokens, large ones few.
+
+    What is to be predicted lies further out in both N and D than the ladder can reach at once; this way the smallest
+    size reaches a D near it, and the largest an N near it, where equal horizons for all would leave D ten times short
+    (docs/stage3_system_recipe.md has the measurement).
+    """
+    scaled = [share / shares[-1] for share in shares]
+    per_longest = (1 - decay_share) + decay_share * sum(scaled)
+    each = flops / (len(models) * per_longest + rates * scaled[0])  # what one run to a longest horizon may cost
+    return [[each / model.flops_per_token() * share for share in scaled] for model in models]
+
+
+def _equal_tokens(
+    models: Sequence[ModelConfig], flops: float, horizons: Sequence[float], rates: int, decay_share: float
+) -> list[list[float]]:
+    """The same horizons for all, so that sizes are compared at equal tokens; the largest stops where the budget does.
+
+    A curve falls steeply while a skill is learnt and flatly after, so points of different stretches of it make one law
+    look like another. Small sizes come first: they carry the curve to its end, the largest says what size adds.
+    """
+    left = flops - rates * horizons[0] * models[0].flops_per_token()
+    bought = []
+    for model in models:
+        within = [n for n in range(len(horizons), 0, -1) if _cost(model, horizons[:n], decay_share) <= left]
+        if not within:
+            least = flops - left + _cost(model, horizons[:1], decay_share)
+            raise BudgetError(
+                f"system.ladder_flops = {flops:.3g} is spent before width {model.width} reaches the shortest horizon "
+                f"of {horizons[0]:,.0f} tokens: raise it to {least:.2g} or more, or lower system.ladder_tokens"
+            )
+        bought.append(list(horizons[: within[0]]))
+        left -= _cost(model, bought[-1], decay_share)
+    return bought

@@ -23,7 +23,9 @@ class LadderConfig(BaseModel):
     ladder_flops: float = Field(default=1.5e12, gt=0, description="training FLOPs of all small runs together")
     ladder_widths: tuple[int, ...] = Field(default=(32, 64, 96), min_length=2, description="model widths of the ladder")
     ladder_horizons: tuple[float, ...] = Field(
-        default=(0.35, 0.6, 1.0), min_length=2, description="token horizons, as shares of a size's longest; in (0, 1]"
+        default=(0.35, 0.6, 1.0),
+        min_length=2,
+        description="token horizons in (0, 1], as shares of ladder_tokens, or without it of a size's longest",
     )
     rate_sweep: tuple[float, ...] = Field(
         default=(0.012, 0.03, 0.075), min_length=1, description="learning rates tried on the smallest size"
@@ -44,7 +46,8 @@ class LadderConfig(BaseModel):
     ladder_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="no run of the ladder sees more tokens; what that leaves of ladder_flops goes to the larger sizes",
+        description="the longest horizon of the ladder; from the smallest size on, each takes the horizons that "
+        "ladder_flops still buys. Without it every size gets the same FLOPs",
     )
 
     @model_validator(mode="after")
@@ -125,7 +128,7 @@ def ladder(config: Config, shards: Step, tokenizer: Step, seed: int = 0, threads
         name="ladder",
         stage=STAGE,
         kind="ladder",
-        version=2,
+        version=3,
         config=_LadderIdentity(**shared, seed=seed),
         inputs={"shards": shards, "tokenizer": tokenizer},
         run=_run_ladder,

@@ -72,7 +72,9 @@ def run_ladder(settings: LadderSettings, progress: Path, report: Report) -> tupl
     swept = MeasuredRate(best, plan.batch_tokens, smallest.width, plan.sweep_steps * plan.batch_tokens)
     points = []
     for model, horizons in zip(plan.models, plan.horizons, strict=True):
-        rate = learning_rate(swept, plan.batch_tokens, model.width, max(horizons) * plan.batch_tokens)
+        # At equal tokens all sizes take the rate of the longest run, or it would differ with the size as well.
+        longest = settings.most_tokens or max(horizons) * plan.batch_tokens
+        rate = learning_rate(swept, plan.batch_tokens, model.width, longest)
         for horizon, loss in zip(horizons, runs.losses(model, horizons, rate), strict=True):
             points.append(
                 {
