@@ -23,7 +23,7 @@ class Library:
 
     Without it, it is `folder/index.sqlite` where a TraceWriter's owner had one made there with `build_index`, else one
     in the user's cache (XDG_CACHE_HOME). The first time it reads every trace; `report(bytes done, bytes in all)` tells
-    how far it is. Raises TraceFileError where there are no traces.
+    how far it is. Raises TraceFileError where there are no traces, or another process keeps the index to itself.
     """
 
     def __init__(
@@ -136,8 +136,11 @@ def _is_usable(beside: Path, sources: Sequence[Source]) -> bool:
         return True
     try:
         index = Index(beside)
-    except sqlite3.Error:
+    except (sqlite3.Error, TraceFileError, OSError):
         return False
-    current = index.is_current(sources)
-    index.close()
-    return current
+    try:
+        return index.is_current(sources)
+    except TraceFileError:
+        return False
+    finally:
+        index.close()
