@@ -40,6 +40,7 @@ class Connection:
         self._channel: socket.socket | None = None
         self._group: Group | None = None
         self._folder: str | None = None  # on the host, where the sandbox has no namespaces
+        self._owner = os.getpid()
 
     @property
     def pid(self) -> int:
@@ -51,6 +52,8 @@ class Connection:
 
         Memory that the job's processes used up together is no fault of the server, even where it is the one to go.
         """
+        if self._owner != os.getpid():
+            self._leave_to_parent()
         reason, kills = "", 0
         for _ in range(2):
             try:
@@ -70,6 +73,9 @@ class Connection:
         raise ServerDied(f"the sandbox ended twice while it ran this job: {reason}")
 
     def close(self) -> None:
+        """Ends the server. In a fork of the process that started it: only lets go of it."""
+        if self._owner != os.getpid():
+            self._leave_to_parent()
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -85,6 +91,17 @@ class Connection:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+    def _leave_to_parent(self) -> None:
+        """A fork has a copy of all this, and the server belongs to its parent: it may neither end nor ask it."""
+        if self._process is not None:
+            self._process.returncode = 0  # else Python would warn of a child that was never waited for
+            if self._process.stderr is not None:
+                self._process.stderr.close()
+        if self._channel is not None:
+            self._channel.close()
+        self._process = self._channel = self._group = self._folder = None
+        self._owner = os.getpid()
 
     def _start(self) -> None:
         limits, profile = self._limits, self._profile
