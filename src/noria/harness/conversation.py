@@ -361,12 +361,17 @@ class Conversation:
 
 
 def _answer_of(helper: Conversation, slot: Slot) -> ToolResult:
-    """What the main agent is told: the answer, or why there is none; and the helper's copy of the workspace."""
+    """What the main agent is told: the answer, or why there is none; and the helper's copy of the workspace.
+
+    It is deterministic where all results are that the helper was given.
+    """
+    uses = (node.use for node in helper.nodes if node.use and node.agent == helper.agent)
+    steady = all(use.deterministic for use in uses)
     reply = next((helper.nodes[i].message.content for i in reversed(helper.history) if helper.nodes[i].call), "")
     text = own_text(split_thinking(reply)[1])
     if helper.outcome != "finished":
         text = f"{ERROR}{helper.agent} ended with {helper.outcome}"
-    return ToolResult(text, helper.files, slot.before[1], sandbox=helper.sandbox)
+    return ToolResult(text, helper.files, slot.before[1], steady, helper.sandbox)
 
 
 def _must_be_message(message: Any, method: str) -> None:
