@@ -94,8 +94,8 @@ class Task:
 
 @dataclass(frozen=True)
 class EndpointReply:
-    """What a chat endpoint said of a reply whose token ids it keeps to itself: tokens as it counted them, and the
-    reply's calls, each (tool, arguments as JSON text)."""
+    """What a chat endpoint said of a reply whose token ids it keeps to itself: tokens as it counted them (both 0 where
+    it does not tell), and the reply's calls, each (tool, arguments as JSON text)."""
 
     model: str
     prompt_tokens: int
@@ -116,6 +116,11 @@ class ModelCall:
     policy_version: int = 0
     finish: str = "stop"
     endpoint: EndpointReply | None = None
+
+    @property
+    def counted(self) -> bool:
+        """Whether its tokens are known by number: no prompt is empty."""
+        return self.endpoint is None or self.endpoint.prompt_tokens > 0
 
     @property
     def prompt_tokens(self) -> int:

@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from noria.harness.conversation import changed
+from noria.harness.changes import changed
 from noria.harness.policy import ChatPolicy, ModelFailed, Prompt, Reply, Said, Turn
 from noria.harness.subagents import DESCRIPTIONS
 from noria.harness.tools import Described, InvalidCall, SandboxFailed, ToolCall, ToolResult
