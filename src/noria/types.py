@@ -160,12 +160,24 @@ class Node:
     agent: str = ""
 
 
+OUTCOMES = (
+    "finished",
+    "truncated",
+    "tool_limit",
+    "context_limit",
+    "harness_error",
+    "sandbox_error",
+    "model_error",
+    "aborted",
+)
+
+
 @dataclass(frozen=True)
 class Trace:
     """What happened when a policy met a task: a graph of message nodes in the order they were made.
 
-    `outcome`: finished, truncated, tool_limit, context_limit, harness_error, sandbox_error, model_error, aborted.
-    `facts` are deterministic counts of the rollout (tool calls, invalid calls, CPU backstop fired).
+    `outcome` is one of OUTCOMES. `facts` are deterministic counts of the rollout (tool calls, invalid calls, CPU
+    backstop fired).
     """
 
     id: str

@@ -12,9 +12,10 @@ from typing import Any
 from noria.harness.traces.entry import Damage, Entry, TraceFileError
 from noria.harness.traces.index import Index, Query
 from noria.harness.traces.sources import Source, find_sources
-from noria.types import digest
+from noria.types import OUTCOMES, digest
 
 INDEX = "index.sqlite"
+STATUSES = ("graded", "failed", "none")
 MOST = 1 << 62  # SQLite counts no further
 
 
@@ -56,6 +57,17 @@ class Library:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def check(self, query: Query) -> None:
+        """Raises ValueError where the query asks for a value that no trace here has, with those that there are: it may
+        be misspelt. Outcomes and statuses that a trace can have are never refused."""
+        possible = {"outcome": OUTCOMES, "status": STATUSES}
+        if not self.count():
+            return
+        for name, counted in self.facets().items():
+            wanted, known = getattr(query, name), sorted({*counted, *possible.get(name, ())} - {""})
+            if wanted and wanted not in known:
+                raise ValueError(f"no trace here has {name} {wanted!r}; there are: {', '.join(known) or 'none'}")
 
     def count(self, query: Query | None = None) -> int:
         with self._lock:
