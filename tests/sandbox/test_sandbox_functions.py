@@ -127,6 +127,15 @@ def test_a_planted_link_is_named_and_never_followed(box):
     assert result.status == "ok" and "link" not in result.files and "link" in result.skipped
 
 
+def test_folders_that_cannot_be_taken_out_are_named(box):
+    script = (
+        "mkdir -p kept \"$(printf 'not\\377text')\" 'two\nlines/below'; for folder in *; do touch \"$folder/b\"; done"
+    )
+    left = box.run_command(["sh", "-c", script])
+    assert left.status == "ok" and set(left.files) == {"kept/b"}
+    assert left.skipped == {"not\\udcfftext": "no plain path", "two\\nlines": "no plain path"}
+
+
 def test_a_machine_without_user_namespaces_refuses_and_says_what_to_install(monkeypatch):
     monkeypatch.setattr(bubblewrap_module, "mounts_and_limits", lambda *_: ["/bin/false"])
     bubblewrap_module.probe.cache_clear()

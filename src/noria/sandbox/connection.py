@@ -26,7 +26,17 @@ GRACE_SECONDS = 60.0
 MAX_REPLY_BYTES = 512 << 20
 SERVER_BYTES = 64 * MEGABYTE  # of the server's own, within the group that bounds it together with its candidates
 HEADER = struct.Struct("!QB")
-SERVER_SOURCE = Path(__file__).with_name("server.py").read_text(encoding="utf-8")
+FOLDER = Path(__file__).parent
+
+
+def server_source() -> str:
+    """Both files that run inside as one text: noria itself is not there to import from."""
+    leavings, server = ((FOLDER / name).read_text(encoding="utf-8") for name in ("leavings.py", "server.py"))
+    own = "".join(line for line in server.splitlines(keepends=True) if not line.startswith("from noria."))
+    return f"{leavings}\n{own}"
+
+
+SERVER_SOURCE = server_source()
 
 
 class ServerDied(RuntimeError):
