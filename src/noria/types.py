@@ -149,8 +149,9 @@ class ToolUse:
 
 @dataclass(frozen=True)
 class Node:
-    """One message of a trace. `parents` are node indices (several for a summary or merge); `call` is set if sampled,
-    `use` if it is a tool's raw result. `agent` is the sub-agent that it belongs to, "" the main one."""
+    """One message of a trace. `parents` are node indices (several for a summary or merge; one twice where a call was
+    shown that message alone, and not what led to it); `call` is set if sampled, `use` if it is a tool's raw result.
+    `agent` is the sub-agent that it belongs to, "" the main one."""
 
     parents: tuple[int, ...]
     message: Message

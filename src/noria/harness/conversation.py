@@ -140,7 +140,10 @@ class Conversation:
             self._node(Message("system", f"model error: {reply}"[:500]), tuple(self.history[-1:]))
             return
         call, actions = reply.call, reply.actions
-        parents = self._shown if self._shown != tuple(self.history) else self._shown[-1:]
+        whole = self._shown == tuple(self.history)
+        parents = self._shown[-1:] if whole else self._shown
+        if not whole and len(parents) == 1 and self.nodes[parents[0]].parents:
+            parents *= 2  # named once it would stand for all that led to it
         self._node(Message("assistant", actions[0].content), parents, call=call, view_hash=self._prompt.hash)
         place = len(self.nodes) - 1
         self.history.append(place)
