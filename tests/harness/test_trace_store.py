@@ -337,6 +337,20 @@ def test_an_index_made_beside_the_traces_is_used_for_copies_too(tmp_path, monkey
     assert (tmp_path / "copy" / "index.sqlite").read_bytes() == before and not (tmp_path / "cache").exists()
 
 
+def test_an_index_beside_the_traces_that_is_of_no_use_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    written(tmp_path / "run", [entry(0)])
+    build_index(tmp_path / "run")
+    beside = tmp_path / "run" / "index.sqlite"
+    written(tmp_path / "run", [entry(1)])
+    stale = beside.read_bytes()
+    for content in (stale, b"damaged" * 1000):
+        beside.write_bytes(content)
+        with Library(tmp_path / "run") as library:
+            assert library.count() == 2
+        assert beside.read_bytes() == content
+
+
 def test_traces_of_before_as_lines_are_listed_and_bad_lines_named(tmp_path):
     written(tmp_path / "blocks", [entry(0), entry(1), entry(2)])
     lines = tmp_path / "all" / "rl" / "heldout"

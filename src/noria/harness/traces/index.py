@@ -77,13 +77,16 @@ class Query:
 class Index:
     """An open index. Methods may be called from one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        """Open, or make, the index at `path`. One that is damaged or of another version is made anew; one that another
-        process holds for longer than `WAIT_SECONDS`, or that can't be opened, raises TraceFileError and stays."""
+    def __init__(self, path: Path, make: bool = True) -> None:
+        """Open, or make, the index at `path`. One that is damaged or of another version is made anew, without `make`
+        refused; one that another process holds for longer than `WAIT_SECONDS`, or that can't be opened, stays. Raises
+        TraceFileError."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._told():
             if not self._open():
+                if not make:
+                    raise TraceFileError(f"{path}: no index of this version")
                 path.unlink()
                 self._open()
 

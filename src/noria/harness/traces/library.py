@@ -22,9 +22,10 @@ MOST = 1 << 62  # SQLite counts no further
 class Library:
     """Read-only; several threads may ask. `index` names the index file.
 
-    Without it, it is `folder/index.sqlite` where a TraceWriter's owner had one made there with `build_index`, else one
-    in the user's cache (XDG_CACHE_HOME). The first time it reads every trace; `report(bytes done, bytes in all)` tells
-    how far it is. Raises TraceFileError where there are no traces, or another process keeps the index to itself.
+    Without it, it is `folder/index.sqlite` where a TraceWriter's owner had one made there with `build_index` and
+    nothing was written since, else one in the user's cache (XDG_CACHE_HOME). The first time it reads every trace;
+    `report(bytes done, bytes in all)` tells how far it is. Raises TraceFileError where there are no traces, or another
+    process keeps the index to itself.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Library:
         self._facets: dict[str, dict[str, int]] | None = None
         beside = folder / INDEX
         self._index = Index(
-            index or (beside if _is_usable(beside, list(self._sources.values())) else cached_index(folder))
+            index or (beside if _is_current(beside, list(self._sources.values())) else cached_index(folder))
         )
         self.refresh(report)
 
@@ -140,19 +141,17 @@ def cached_index(folder: Path) -> Path:
     return cache / "noria" / "traces" / f"{digest(str(folder.resolve()))}.sqlite"
 
 
-def _is_usable(beside: Path, sources: Sequence[Source]) -> bool:
-    """An index beside the traces is used where it is up to date, or may be brought up to date."""
+def _is_current(beside: Path, sources: Sequence[Source]) -> bool:
+    """Whether there is an index beside the traces that needs no change: it may be a part of a published artifact."""
     if not beside.is_file():
         return False
-    if os.access(beside, os.W_OK) and os.access(beside.parent, os.W_OK):
-        return True
     try:
-        index = Index(beside)
-    except (sqlite3.Error, TraceFileError, OSError):
+        index = Index(beside, make=False)
+    except (sqlite3.Error, TraceFileError):
         return False
     try:
         return index.is_current(sources)
-    except TraceFileError:
+    except (sqlite3.Error, TraceFileError):
         return False
     finally:
         index.close()
