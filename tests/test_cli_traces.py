@@ -113,7 +113,10 @@ def test_what_cannot_be_read_is_told_by_an_export_and_its_exit_code(tmp_path):
 def test_a_tokenizer_that_is_none_is_told(rolled, tmp_path, capsys):
     (tmp_path / "words.json").write_text("[1]")
     (tmp_path / "model").mkdir()
-    for path in ("words.json", "model"):
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (tmp_path / "imported").mkdir(exist_ok=True)
+        (tmp_path / "imported" / name).write_text("{}")
+    for path in ("words.json", "model", "imported"):
         assert status_of(["traces", "replay", str(rolled), "--tokenizer", path]) == 2
         assert "--tokenizer" in capsys.readouterr().err
     shown = ["traces", "show", str(rolled), "1", "--tokens", "--tokenizer", "words.json"]
