@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,13 @@ from typer.testing import CliRunner
 
 from noria.cli import app, status_of
 from noria.data.tokenizer import train_tokenizer
-from noria.harness import Arena, ScriptedSampler, load_program
+from noria.harness import Arena, Endpoint, EndpointPolicy, ScriptedSampler, load_program, rollout
+from noria.harness.endpoint import read_reply
 from noria.harness.environments import lookup
 from noria.harness.traces import Entry, Library, TraceWriter, load
+from noria.harness.traces.log import MARK
 from tests.harness.made_up_traces import entry, with_sub_agents
+from tests.inference.imported_model import TAGS, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +79,65 @@ def test_bad_use_is_told(tmp_path, capsys):
     assert status_of(["traces", "list", "empty"]) == 2 and "holds no traces" in capsys.readouterr().err
 
 
-def test_a_trace_is_shown_without_control_characters(tmp_path):
-    from dataclasses import replace
+@pytest.mark.parametrize(
+    ("option", "value", "known"),
+    [
+        ("--outcome", "finnished", "there are: aborted, context_limit, finished"),
+        ("--family", "evn", "there are: even, odd"),
+        ("--tool", "raed", "there are: read, search"),
+        ("--harness", "made-up", "there are: made-up@1"),
+        ("--status", "good", "there are: failed, graded, none"),
+    ],
+)
+def test_a_misspelt_filter_is_refused_with_the_known_values(tmp_path, capsys, option, value, known):
+    with TraceWriter(tmp_path / "run") as writer:
+        writer.append(entry(number) for number in range(4))
+    assert status_of(["traces", "list", "run", option, value]) == 2
+    told = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert f"{value!r}; {known}" in told
+    if option in ("--outcome", "--family"):
+        assert status_of(["traces", "replay", "run", option, value]) == 2
+        assert status_of(["traces", "regrade", "run", option, value]) == 2
+        assert status_of(["traces", "export", "run", "out", option, value]) == 2 and not (tmp_path / "out").exists()
 
+
+def test_an_outcome_that_no_trace_has_finds_nothing(tmp_path):
+    with TraceWriter(tmp_path / "run") as writer:
+        writer.append([entry(1)])
+    assert json.loads(run("list", "run", "--outcome", "aborted", "--json")[1])["total"] == 0
+
+
+def test_what_cannot_be_read_is_told_by_an_export_and_its_exit_code(tmp_path):
+    with TraceWriter(tmp_path / "run") as writer:
+        writer.append([entry(1)])
+        writer.append([entry(2)])
+    path = tmp_path / "run" / "traces.blocks"
+    path.write_bytes(path.read_bytes()[:-4])
+    code, text = run("export", "run", "out")
+    assert code == 1 and "1 trace" in text and "left out:" in text and "torn" in text
+    assert run("export", "run", "one.html", "--format", "html", "--trace", 1)[0] == 0
+
+
+def test_a_tokenizer_that_is_none_is_told(rolled, tmp_path, capsys):
+    (tmp_path / "words.json").write_text("[1]")
+    (tmp_path / "model").mkdir()
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (tmp_path / "imported").mkdir(exist_ok=True)
+        (tmp_path / "imported" / name).write_text("{}")
+    for path in ("words.json", "model", "imported"):
+        assert status_of(["traces", "replay", str(rolled), "--tokenizer", path]) == 2
+        assert "--tokenizer" in capsys.readouterr().err
+    shown = ["traces", "show", str(rolled), "1", "--tokens", "--tokenizer", "words.json"]
+    assert status_of(shown) == 2 and "words.json" in capsys.readouterr().err
+
+
+def test_the_tokenizer_of_an_imported_model_is_taken(rolled, tmp_path):
+    write_tokenizer(tmp_path / "model", TAGS)
+    code, text = run("replay", rolled, "--tokenizer", "model")
+    assert code == 1 and "0 of 6 traces replay exactly" in text  # they were sampled with another
+
+
+def test_a_trace_is_shown_without_control_characters(tmp_path):
     one = with_sub_agents()
     nodes = (replace(one.trace.nodes[0], message=replace(one.trace.nodes[0].message, content="\x1b[2J\udcff here")),)
     with TraceWriter(tmp_path / "run") as writer:
@@ -99,12 +160,47 @@ def test_real_rollouts_replay_execute_again_and_grade_alike(rolled, tmp_path):
     assert code == 1 and "#1" in text
     code, text = run("replay", rolled, "--trace", 2, "--program", "plain")
     assert code == 1 and "0 of 1" in text
+    tokenizer = rolled / "tokenizer.json"
+    shutil.copytree(rolled, tmp_path / "torn")
+    with (tmp_path / "torn" / "traces.blocks").open("ab") as file:
+        file.write(MARK + b"cut")
+    for command in ("replay", "reexecute", "regrade"):
+        code, text = run(command, "torn")
+        assert code == 1 and "left out:" in text and "torn" in text
+    assert json.loads(run("regrade", "torn", "--json")[1])["damages"]
+    assert run("replay", "torn", "--trace", 2, "--tokenizer", tokenizer)[0] == 0  # this one was read
+
+
+def test_a_program_is_that_of_the_version_which_the_trace_recorded(rolled, tmp_path, capsys):
+    shutil.copytree(rolled, tmp_path / "run")
+    (tmp_path / "run" / "program.py").write_text(load_program("plain").source)
+    assert run("replay", "run")[0] == 0  # noria's own `files`, though another program lies in the folder
+    with Library(rolled) as library, TraceWriter(tmp_path / "other") as writer:
+        one = library.entry(1)
+        writer.append([replace(one, trace=replace(one.trace, harness="mine@0123456789ab"))])
+    told = ["traces", "replay", "other", "--tokenizer", str(rolled)]
+    assert status_of(told) == 2 and "mine@0123456789ab" in (message := capsys.readouterr().err)
+    assert "--program" in message
+
+
+def test_the_replies_of_an_endpoint_replay_without_a_tokenizer(tmp_path):
+    class Canned(EndpointPolicy):
+        def reply(self, turns):
+            usage = {"prompt_tokens": 5, "completion_tokens": 1}
+            raw = {"choices": [{"message": {"content": "7"}}], "usage": usage}
+            return [read_reply(json.dumps(raw).encode(), "m") for _ in turns]
+
+    environment = lookup.ENVIRONMENT
+    tasks, program = environment.generate(2, 0, "train"), load_program("plain")
+    with Canned(Endpoint("http://localhost:1/v1", "m")) as policy:
+        traces = rollout(tasks, [1, 2], policy, None, program, budget=environment.budget)
+    with TraceWriter(tmp_path / "run") as writer:
+        writer.append(Entry(trace, task) for trace, task in zip(traces, tasks, strict=True))
+    assert "2 of 2 traces replay exactly" in run("replay", "run")[1]
 
 
 @pytest.mark.slow
 def test_regrading_says_what_changed_and_writes_the_new_scores(rolled, tmp_path):
-    from dataclasses import replace
-
     with Library(rolled) as library, TraceWriter(tmp_path / "wrong") as writer:
         entries = [one for _, one in library.entries()]
         wrong = replace(entries[0], score=replace(entries[0].score, value=1.0 - entries[0].score.value))

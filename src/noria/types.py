@@ -94,8 +94,8 @@ class Task:
 
 @dataclass(frozen=True)
 class EndpointReply:
-    """What a chat endpoint said of a reply whose token ids it keeps to itself: tokens as it counted them, and the
-    reply's calls, each (tool, arguments as JSON text)."""
+    """What a chat endpoint said of a reply whose token ids it keeps to itself: tokens as it counted them (both 0 where
+    it does not tell), and the reply's calls, each (tool, arguments as JSON text)."""
 
     model: str
     prompt_tokens: int
@@ -116,6 +116,11 @@ class ModelCall:
     policy_version: int = 0
     finish: str = "stop"
     endpoint: EndpointReply | None = None
+
+    @property
+    def counted(self) -> bool:
+        """Whether its tokens are known by number: no prompt is empty."""
+        return self.endpoint is None or self.endpoint.prompt_tokens > 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -144,8 +149,9 @@ class ToolUse:
 
 @dataclass(frozen=True)
 class Node:
-    """One message of a trace. `parents` are node indices (several for a summary or merge); `call` is set if sampled,
-    `use` if it is a tool's raw result. `agent` is the sub-agent that it belongs to, "" the main one."""
+    """One message of a trace. `parents` are node indices (several for a summary or merge; one twice where a call was
+    shown that message alone, and not what led to it); `call` is set if sampled, `use` if it is a tool's raw result.
+    `agent` is the sub-agent that it belongs to, "" the main one."""
 
     parents: tuple[int, ...]
     message: Message
@@ -155,12 +161,24 @@ class Node:
     agent: str = ""
 
 
+OUTCOMES = (
+    "finished",
+    "truncated",
+    "tool_limit",
+    "context_limit",
+    "harness_error",
+    "sandbox_error",
+    "model_error",
+    "aborted",
+)
+
+
 @dataclass(frozen=True)
 class Trace:
     """What happened when a policy met a task: a graph of message nodes in the order they were made.
 
-    `outcome`: finished, truncated, tool_limit, context_limit, harness_error, sandbox_error, model_error, aborted.
-    `facts` are deterministic counts of the rollout (tool calls, invalid calls, CPU backstop fired).
+    `outcome` is one of OUTCOMES. `facts` are deterministic counts of the rollout (tool calls, invalid calls, CPU
+    backstop fired).
     """
 
     id: str

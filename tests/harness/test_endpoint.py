@@ -95,14 +95,14 @@ def serve():
         server.close()
 
 
-def run(server, tools, tasks=None, program="files", **more):
+def run(server, tools, tasks=None, program="files", budget=BUDGET, **more):
     tasks = tasks or [task()]
     with server.policy(**more) as policy:
         program = load_program(program)
-        traces = rollout(tasks, list(range(len(tasks))), policy, None, program, budget=BUDGET, tools=tools)
+        traces = rollout(tasks, list(range(len(tasks))), policy, None, program, budget=budget, tools=tools)
         for one, trace in zip(tasks, traces, strict=True):
             again = Trace.from_json(trace.to_json())
-            assert replay(one, again, None, program, BUDGET, policy=policy, tools=FILE_TOOLS) == trace == again
+            assert replay(one, again, None, program, budget, policy=policy, tools=FILE_TOOLS) == trace == again
     return traces
 
 
@@ -176,6 +176,34 @@ def test_calls_that_make_no_sense_are_invalid_and_sent_back_in_a_form_that_serve
 def test_a_reply_that_was_cut_off_is_truncated(serve, tools):
     (trace,) = run(serve(completion("4", finish="length")), tools)
     assert trace.outcome == "truncated"
+
+
+def sized(prompt_tokens, *what):
+    status, body = completion(*what)
+    return status, body | {"usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 10}}
+
+
+@pytest.mark.parametrize(
+    ("context", "outcome", "asked"),
+    [(70, "finished", 3), (69, "context_limit", 3), (49, "context_limit", 2), (29, "context_limit", 1)],
+)
+def test_the_context_of_a_budget_is_kept_by_the_counts_of_the_endpoint(serve, tools, context, outcome, asked):
+    call = ("read", '{"name": "apple"}')
+    server = serve(sized(20, None, call), sized(40, None, call), sized(60, "42"))
+    (trace,) = run(server, tools, budget=Budget(turns=5, tokens_per_turn=32, context=context))
+    assert (trace.outcome, len(server.bodies)) == (outcome, asked)
+    # The next prompt is not counted yet, but it is no shorter than the last.
+    assert [body["max_tokens"] for body in server.bodies] == [min(32, context - known) for known in (0, 20, 40)][:asked]
+
+
+@pytest.mark.parametrize("bounds", [{"context": 2048}, {"tokens": 100}])
+def test_an_endpoint_that_counts_no_tokens_is_refused_where_the_budget_needs_counts(serve, tools, bounds):
+    status, body = completion("42")
+    answer = status, {key: value for key, value in body.items() if key != "usage"}
+    (trace,) = run(serve(answer), tools, budget=Budget(turns=5, tokens_per_turn=32, **bounds))
+    assert trace.outcome == "model_error" and "no `usage`" in trace.nodes[-1].message.content
+    (trace,) = run(serve(answer), tools)
+    assert trace.outcome == "finished" and not next(node.call for node in trace.nodes if node.call).counted
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from noria.harness import reward
 from noria.harness.reward import Parts, total
-from noria.types import GraderRef, Message, ModelCall, Node, Task, ToolUse, Trace
+from noria.types import EndpointReply, GraderRef, Message, ModelCall, Node, Task, ToolUse, Trace
 
 
 def trace(*nodes, facts=None):
@@ -61,6 +61,19 @@ def test_usage_weighs_thinking_calls_output_and_turns():
         said("<|call|>read a", 6), Node((), Message("tool", "x")), said("42", 2), said("<think>abcd</think>wxyz", 8)
     )
     assert reward.weighted_usage(used, thinking=10, call=1, output=100, turn=1000) == 3 * 1000 + 6 + 200 + 40 + 400
+
+
+def counted(text, prompt_tokens, sampled_tokens, *calls):
+    reply = EndpointReply("m", prompt_tokens, sampled_tokens, calls)
+    return Node((), Message("assistant", text), ModelCall((), (), (), endpoint=reply))
+
+
+def test_usage_of_an_endpoint_is_what_it_counted_and_unknown_where_it_did_not():
+    weights = {"thinking": 10, "call": 1, "output": 100, "turn": 1000}
+    calls, answers = counted("<tool_call>...</tool_call>", 9, 6, ("read", "{}")), counted("42", 20, 2)
+    assert reward.weighted_usage(trace(calls, answers), **weights) == 2 * 1000 + 6 + 200
+    assert reward.weighted_usage(trace(calls, counted("42", 0, 0)), **weights) is None
+    assert reward.weighted_usage(trace(), **weights) == 0
 
 
 def test_annealing_starts_where_it_says_and_ends_at_zero():

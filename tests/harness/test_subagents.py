@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from noria.data.imported_tokenizer import ImportedTokenizer
 from noria.harness import (
     Budget,
+    Endpoint,
+    EndpointPolicy,
+    ReplayMismatch,
     ScriptedPolicy,
     SubAgents,
     critical_steps,
@@ -17,6 +21,8 @@ from noria.harness import (
     replay,
     rollout,
 )
+from noria.harness.endpoint import read_reply
+from noria.harness.policy import ImportedPolicy
 from noria.harness.subagents import DESCRIPTIONS, stages
 from noria.harness.tools import FILE_TOOLS, HostTool, Parameter, Toolbox, ToolResult
 from noria.inference import Completion
@@ -200,6 +206,64 @@ def test_another_policy_may_reply_for_helpers(tokenizer, tools):
     frozen = ScriptedPolicy(lambda one: lambda messages, seed: "frozen", tokenizer)
     trace = run(tokenizer, tools, [MAKE, "<|call|>assign_task a find apple", "49"], given=helpers(policy=frozen))
     assert told(trace)[-1] == "frozen"
+
+
+def imported_helpers(folder) -> SubAgents:
+    """Helpers with a tokenizer and chat template of their own."""
+    tokenizer = ImportedTokenizer.load(write_tokenizer(folder, TAGS))
+
+    class Reads:
+        def generate(self, requests):
+            ids = [(*tokenizer.encode(self.reply(tokenizer.decode(one.prompt_ids))), tokenizer.end) for one in requests]
+            return [Completion(one, (0.0,) * len(one), "stop", 0) for one in ids]
+
+        def reply(self, prompt):
+            call = json.dumps({"name": "read", "arguments": {"name": "fig"}})
+            return "seven" if "value 7" in prompt else f"<tool_call>{call}</tool_call>"
+
+    return helpers(Budget(turns=4, tokens_per_turn=400, context=8000), policy=ImportedPolicy(Reads(), tokenizer))
+
+
+def test_helpers_with_another_tokenizer_than_the_main_agent_replay(tmp_path, tokenizer, tools):
+    policy = ScriptedPolicy(lambda one: script([MAKE, "<|call|>assign_task a find fig", "49"], chase), tokenizer)
+    given, program = imported_helpers(tmp_path), load_program("all_tools")
+    trace = rollout([task()], [3], policy, None, program, budget=BUDGET, tools=tools, subagents=given)[0]
+    assert told(trace)[-1] == "seven" and told(trace, "a") == ["value 7"]
+    assert replay(task(), trace, tokenizer, program, BUDGET, tools=FILE_TOOLS, subagents=given) == trace
+    without = replace(given, policy=None)
+    with pytest.raises(ReplayMismatch, match=r"turn 2 has other tokens .* a policy of their own"):
+        replay(task(), trace, tokenizer, program, BUDGET, tools=FILE_TOOLS, subagents=without)
+
+
+def test_helpers_behind_an_endpoint_replay_with_their_policy_and_say_what_is_missing_without(tokenizer, tools):
+    class Canned(EndpointPolicy):
+        def reply(self, turns):
+            usage = {"prompt_tokens": 5, "completion_tokens": 1}
+            raw = {"choices": [{"message": {"content": "seven"}}], "usage": usage}
+            return [read_reply(json.dumps(raw).encode(), "m") for _ in turns]
+
+    policy = ScriptedPolicy(lambda one: script([MAKE, "<|call|>assign_task a find fig", "49"], chase), tokenizer)
+    program = load_program("all_tools")
+    with Canned(Endpoint("http://localhost:1/v1", "m")) as canned:
+        given = helpers(policy=canned)
+        trace = rollout([task()], [3], policy, None, program, budget=BUDGET, tools=tools, subagents=given)[0]
+        assert told(trace)[-1] == "seven"
+        assert replay(task(), trace, tokenizer, program, BUDGET, tools=FILE_TOOLS, subagents=given) == trace
+        with pytest.raises(ReplayMismatch, match=r"laid out for an endpoint.* a policy of their own"):
+            replay(task(), trace, tokenizer, program, BUDGET, tools=FILE_TOOLS, subagents=helpers())
+
+
+def test_the_result_of_a_helper_with_results_that_may_vary_may_vary_itself(tokenizer, tools):
+    clock = HostTool("clock", "clock", (), lambda call: ToolResult("noon", call.files, call.notes, False), False)
+    box = Toolbox(tools.box, (*FILE_TOOLS, clock))
+    helper = lambda messages: f"<|call|>{messages[-1].content}" if messages[-1].role == "user" else "done"  # noqa: E731
+    trace = run(tokenizer, box, [MAKE, "<|call|>assign_task a clock<|call|>assign_task b list", "49"], helper)
+    results = {
+        node.use.arguments["agent"]: node.use
+        for node in trace.nodes
+        if node.use and not node.agent and node.use.tool == "assign_task"
+    }
+    assert not results["a"].deterministic and results["b"].deterministic
 
 
 def test_a_program_of_a_helper_that_raises_is_a_failed_call(tokenizer, tools):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -150,6 +151,48 @@ def test_views_are_the_messages_that_a_call_was_shown():
     assert view_of(trace, 1) == [0] and view_of(trace, 5) == [4] and view_of(trace, 7) == [4, 5, 6]
     assert [item for item in line_of(trace, "ann") if isinstance(item, int)] == [2]
     assert sub_agent_of(trace, trace.nodes[8]) == "ann" and sub_agent_of(trace, trace.nodes[6]) == ""
+
+
+VIEWS = {  # a program's view and what it tells of a result
+    "whole": ("state.messages", "(result,)"),
+    "told in two messages": ("state.messages", "('told: ' + result, 'and more')"),
+    "last message": ("state.messages[-1:]", "(result,)"),
+    "one that stands for all": ("(Message('user', f'turn {state.turn}'),)", "(result,)"),
+    "first and last": ("(state.messages[0], state.messages[-1])", "(result,)"),
+    "whole, but at turn 1": ("state.messages if state.turn != 1 else state.messages[:1]", "(result,)"),
+    "whole, but another message at turn 1": (
+        "state.messages if state.turn != 1 else (state.messages[0], Message('user', 'go on'))",
+        "('told: ' + result,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_of_any_program_are_what_it_showed(tokenizer, tools, name):
+    from noria.harness import Budget, ScriptedPolicy, program_from_source, replay, rollout
+
+    view, told = VIEWS[name]
+    source = (
+        "from noria.types import Message\n\nclass Harness:\n"
+        f"    def view(self, state):\n        return {view}\n"
+        "    def tools(self, state):\n        return state.available\n"
+        "    def observe(self, state, action, result):\n"
+        f"        return tuple(Message('tool', text) for text in {told})\n"
+    )
+    program, budget = program_from_source(source, "made"), Budget(turns=4, tokens_per_turn=40, context=4000)
+    shown = []
+
+    class Seeing(ScriptedPolicy):
+        def reply(self, turns):
+            shown.extend([message.content for message in turn.view] for turn in turns)
+            return super().reply(turns)
+
+    one = replace(task(), hidden={"files": {"apple": "see pear"}})
+    policy = Seeing(lambda _: lambda messages, seed: f"<|call|>read {'apple' if len(shown) % 2 else 'fig'}", tokenizer)
+    (trace,) = rollout([one], [3], policy, None, program, budget=budget, tools=tools)
+    calls = [place for place, node in enumerate(trace.nodes) if node.call]
+    assert [[trace.nodes[node].message.content for node in view_of(trace, place)] for place in calls] == shown
+    assert len(shown) == 4 and replay(one, trace, tokenizer, program, budget) == trace
 
 
 def test_an_inspect_log_holds_each_trace_as_an_epoch_of_its_task(tmp_path):

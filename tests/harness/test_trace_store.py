@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,56 @@ def test_an_index_catches_up_with_a_growing_file_and_starts_anew_with_another(tm
         assert [row["id"] for row in library.rows()] == [entry(5).trace.id]
 
 
+def test_an_index_starts_anew_where_a_resumed_run_went_back_and_wrote_on(tmp_path):
+    folder, index = tmp_path / "run", tmp_path / "i.sqlite"
+    first = [Entry(long_trace(seed=seed), task(seed), entry(seed).score, {"step": 0}) for seed in range(4)]
+    path = written(folder, first, [entry(5, step=1)])
+    with Library(folder, index) as library:
+        assert library.count() == 5
+        with TraceWriter(folder) as writer:
+            begins, size = path.read_bytes()[:4096], path.stat().st_size
+            writer.rewind(1)
+            writer.append([entry(number, step=1) for number in (6, 7)])
+        assert path.stat().st_size > size and path.read_bytes()[:4096] == begins
+        library.refresh()
+        assert [one for _, one in library.entries()] == [*first, entry(6, step=1), entry(7, step=1)]
+
+
+def test_an_index_starts_anew_where_a_run_went_back_to_the_same_size(tmp_path):
+    first = [Entry(long_trace(seed=seed), task(seed), entry(seed).score, {"step": 0}) for seed in range(4)]
+    path = written(tmp_path / "run", first, [entry(5, step=1)])
+    with Library(tmp_path / "run", tmp_path / "i.sqlite") as library:
+        library.refresh()
+        before, size = path.read_bytes(), path.stat().st_size
+        for number in range(6, 200):
+            with TraceWriter(tmp_path / "run") as writer:
+                writer.rewind(1)
+                writer.append([entry(number, step=1)])
+            if path.stat().st_size == size:
+                break
+        assert path.stat().st_size == size and path.read_bytes() != before
+        library.refresh()
+        assert library.entry(5) == entry(number, step=1) and library.row(5)["id"] == entry(number).trace.id
+
+
+def test_an_index_goes_on_where_lines_are_appended(tmp_path, monkeypatch):
+    from noria.harness.traces.index import Index
+
+    written(tmp_path / "blocks", [entry(0), entry(1)])
+    save(tmp_path / "run", load(tmp_path / "blocks"))
+    texts = {path: path.read_bytes().splitlines(keepends=True) for path in (tmp_path / "run").iterdir()}
+    for path, lines in texts.items():
+        path.write_bytes(lines[0])
+    with Library(tmp_path / "run", tmp_path / "i.sqlite") as library:
+        for path, lines in texts.items():
+            path.write_bytes(b"".join(lines))
+        read = []
+        insert = Index._insert
+        monkeypatch.setattr(Index, "_insert", lambda *given: (read.append(given[-1]), insert(*given)))
+        library.refresh()
+        assert library.count() == 2 and read == [entry(1)]
+
+
 def test_a_torn_end_is_reported_until_it_is_whole(tmp_path):
     path = written(tmp_path / "run", [entry(0)], [entry(1)])
     whole = path.read_bytes()
@@ -246,6 +297,33 @@ def test_a_damaged_index_is_made_anew(tmp_path):
         assert library.count() == 1
 
 
+def test_an_index_of_another_version_is_made_anew(tmp_path):
+    written(tmp_path / "run", [entry(0)])
+    with sqlite3.connect(tmp_path / "i.sqlite") as database:
+        database.executescript("CREATE TABLE traces (number INTEGER); PRAGMA user_version = 1;")
+    database.close()
+    with Library(tmp_path / "run", tmp_path / "i.sqlite") as library:
+        assert library.count() == 1
+
+
+def test_an_index_that_another_process_writes_is_waited_for_and_never_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr("noria.harness.traces.index.WAIT_SECONDS", 0.1)
+    index = tmp_path / "i.sqlite"
+    written(tmp_path / "run", [entry(0)])
+    Library(tmp_path / "run", index).close()
+    written(tmp_path / "run", [entry(1)])
+    before = index.stat().st_ino
+    other = sqlite3.connect(index, isolation_level=None)
+    for lock in ("EXCLUSIVE", "IMMEDIATE"):  # the first keeps readers out, the second writers
+        other.execute(f"BEGIN {lock}")
+        with pytest.raises(TraceFileError, match="another process writes this index"):
+            Library(tmp_path / "run", index)
+        other.execute("ROLLBACK")
+    other.close()
+    with Library(tmp_path / "run", index) as library:
+        assert library.count() == 2 and index.stat().st_ino == before
+
+
 def test_an_index_made_beside_the_traces_is_used_for_copies_too(tmp_path, monkeypatch):
     import shutil
 
@@ -257,6 +335,20 @@ def test_an_index_made_beside_the_traces_is_used_for_copies_too(tmp_path, monkey
     with Library(tmp_path / "copy") as library:
         assert library.count() == 2
     assert (tmp_path / "copy" / "index.sqlite").read_bytes() == before and not (tmp_path / "cache").exists()
+
+
+def test_an_index_beside_the_traces_that_is_of_no_use_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    written(tmp_path / "run", [entry(0)])
+    build_index(tmp_path / "run")
+    beside = tmp_path / "run" / "index.sqlite"
+    written(tmp_path / "run", [entry(1)])
+    stale = beside.read_bytes()
+    for content in (stale, b"damaged" * 1000):
+        beside.write_bytes(content)
+        with Library(tmp_path / "run") as library:
+            assert library.count() == 2
+        assert beside.read_bytes() == content
 
 
 def test_traces_of_before_as_lines_are_listed_and_bad_lines_named(tmp_path):
@@ -274,6 +366,31 @@ def test_traces_of_before_as_lines_are_listed_and_bad_lines_named(tmp_path):
         stream.write(texts[1][:-9])
     with Library(tmp_path / "all", tmp_path / "i.sqlite") as library:
         assert library.count() == 3 and "traces.jsonl:4" in str(library.damages()[-1])
+
+
+def test_blocks_and_lines_in_one_folder_are_both_listed_and_not_loaded_as_one_set(tmp_path):
+    folder = tmp_path / "run"
+    written(tmp_path / "blocks", [entry(0)])
+    save(folder, load(tmp_path / "blocks"))
+    written(folder, [entry(1), entry(2)])
+    with Library(folder, tmp_path / "i.sqlite") as library:
+        assert library.facets()["source"] == {"traces.blocks": 2, "traces.jsonl": 1}
+        assert {one.trace.id for _, one in library.entries()} == {entry(number).trace.id for number in range(3)}
+    with pytest.raises(TraceFileError, match=r"in traces\.blocks and in traces\.jsonl"):
+        load(folder)
+
+
+def test_a_line_that_a_file_beside_does_not_have_is_torn_there(tmp_path):
+    written(tmp_path / "blocks", [entry(0), entry(1)])
+    save(tmp_path / "run", load(tmp_path / "blocks"))
+    scores = tmp_path / "run" / "scores.jsonl"
+    whole = scores.read_bytes()
+    scores.write_bytes(whole.splitlines(keepends=True)[0])
+    with Library(tmp_path / "run", tmp_path / "i.sqlite") as library:
+        assert library.count() == 1 and [damage.place for damage in library.damages()] == [f"{scores}:2"]
+        scores.write_bytes(whole)
+        library.refresh()
+        assert library.count() == 2 and library.damages() == []
 
 
 def test_undecodable_bytes_survive_both_formats(tmp_path):

@@ -37,6 +37,19 @@ def test_a_command_that_hangs_or_dies_is_a_result_and_leaves_the_files(box, comm
     assert run(box, "terminal", command="echo next").text == "next\n"
 
 
+def test_the_commands_of_a_batch_run_together_each_on_its_own_files(box, monkeypatch):
+    sizes, run_commands = [], box.box.run_commands
+    monkeypatch.setattr(box.box, "run_commands", lambda jobs: (sizes.append(len(jobs)), run_commands(jobs))[1])
+    calls = [
+        ToolCall("terminal", {"command": "cat a"}, {"a": "1"}),
+        ToolCall("python", {"code": "print(open('a').read())"}, {"a": "2"}),
+        ToolCall("terminal", {"command": "cat a; echo b > b"}, {"a": "3"}),
+    ]
+    first, _, third = box.run(calls)
+    assert (first.text, first.files) == ("1", {"a": "1"}) and (third.text, third.files) == ("3", {"a": "3", "b": "b\n"})
+    assert sizes == [2]
+
+
 def test_what_is_lost_of_a_commands_output_and_files_is_told(box):
     flood = run(box, "terminal", command="yes | head -c 100000; exit 2").text
     assert flood.endswith("\nexit code 2\n(more was printed than is shown)") and len(flood) < 8300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,14 @@ def test_closing_ends_it_and_all_that_it_started():
     program.close()
     assert not Path("/proc", str(pid)).exists()
     program.close()
+
+
+def test_a_fork_that_closes_it_leaves_it_alive():
+    with start("read -r word; echo still $word") as program:
+        child = os.fork()
+        if child == 0:
+            program.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        program.send(b"here\n")
+        assert program.receive(b"\n", 20) == b"still here"

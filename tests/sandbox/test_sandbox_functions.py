@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from noria.sandbox import Candidate, Limits, Sandbox, SandboxUnavailable, Workspace, check, run_functions
@@ -124,6 +127,15 @@ def test_a_planted_link_is_named_and_never_followed(box):
     assert result.status == "ok" and "link" not in result.files and "link" in result.skipped
 
 
+def test_folders_that_cannot_be_taken_out_are_named(box):
+    script = (
+        "mkdir -p kept \"$(printf 'not\\377text')\" 'two\nlines/below'; for folder in *; do touch \"$folder/b\"; done"
+    )
+    left = box.run_command(["sh", "-c", script])
+    assert left.status == "ok" and set(left.files) == {"kept/b"}
+    assert left.skipped == {"not\\udcfftext": "no plain path", "two\\nlines": "no plain path"}
+
+
 def test_a_machine_without_user_namespaces_refuses_and_says_what_to_install(monkeypatch):
     monkeypatch.setattr(bubblewrap_module, "mounts_and_limits", lambda *_: ["/bin/false"])
     bubblewrap_module.probe.cache_clear()
@@ -175,6 +187,36 @@ def test_an_interrupt_gives_no_later_job_the_report_of_the_one_before(monkeypatc
 @pytest.mark.parametrize("files", [{"a": b"", "a/b": b""}, {"é" * 200: b""}])
 def test_files_that_can_not_be_laid_out_are_refused(box, files):
     assert box.run_command(["true"], files).status == "refused"
+
+
+FORKS = """
+import os, sys
+from noria.sandbox import Candidate, Sandbox, run_functions
+
+def value(box, source):
+    return box.run_functions([Candidate(source, "f", [[4]])])[0].values
+
+class Shared:
+    run_functions = staticmethod(run_functions)
+
+with Sandbox(workers=1) as box:
+    value(box, "def f(x): return x"), value(Shared, "def f(x): return x")
+    servers = box.servers
+    child = os.fork()
+    if child == 0:
+        own = value(Shared, "def f(x): return x + 1") == [5]
+        own = own and value(box, "def f(x): return x + 2") == [6] and box.servers != servers
+        sys.exit(0 if own else 9)  # leaves the `with`, and runs what is registered for the exit
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    alive = value(box, "def f(x): return -x") == [-4] and box.servers == servers
+    alive = alive and value(Shared, "def f(x): return 2 * x") == [8]
+    print(ended, alive)
+"""
+
+
+def test_a_fork_has_servers_of_its_own_and_leaves_its_parents_alone():
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("0 True\n", "")
 
 
 def test_a_closed_sandbox_starts_no_server():

@@ -16,7 +16,7 @@ from noria.cli.app import BAD_USE, FAILED, INTERRUPTED, OK, app
 
 # Each of these adds its commands to `app`, in the order of --help.
 from noria.cli import (  # isort: skip
-    chain, rft, env, traces, records, models, import_tasks, mcp, recorded, upkeep, sandbox
+    chain, rft, env, traces, traces_again, records, models, import_tasks, mcp, recorded, upkeep, sandbox
 )  # fmt: skip
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "sandbox",
     "status_of",
     "traces",
+    "traces_again",
     "upkeep",
 ]
 

@@ -51,7 +51,10 @@ class ImportedTokenizer:
         names = {name: _content(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
         inner = (folder / "tokenizer.json").read_text(encoding="utf-8")
         ends = generation.get("eos_token_id")
-        ids = tokenizers.Tokenizer.from_str(inner)
+        try:
+            ids = tokenizers.Tokenizer.from_str(inner)
+        except Exception as error:  # the library raises a bare Exception for every malformed file
+            raise ValueError(f"{folder / 'tokenizer.json'}: not a tokenizer file: {error}") from error
         if ends is None:
             ends = ids.token_to_id(names["eos_token"]) if names["eos_token"] else None
         if ends is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from noria.harness.budget import Budget, Sampling
+from noria.harness.changes import changed, changes
 from noria.harness.guard import guarded
 from noria.harness.policy import ChatPolicy, ModelFailed, Prompt, Reply, Said, Turn
 from noria.harness.program import Action, Program, State
@@ -19,8 +20,12 @@ from noria.harness.tools import Described, InvalidCall, SandboxFailed, ToolResul
 from noria.harness.tools.toolbox import ERROR, INVALID, bind, own_text, parameters_schema
 from noria.inference import SamplingParams
 from noria.inference.tool_calls import ToolSpec
-from noria.types import Message, Node, Task, ToolUse, seed_of, split_thinking
+from noria.types import Message, ModelCall, Node, Task, ToolUse, seed_of, split_thinking
 
+NOT_COUNTED = (
+    "the endpoint's reply has no `usage`, so a budget of `context` or `tokens` can't be kept: give one without these "
+    "two, or have the server count"
+)
 COUNTS = ("tool_calls", "invalid_calls", "failed_calls", "backstop_fired")
 
 
@@ -112,10 +117,11 @@ class Conversation:
         except Exception as error:  # noqa: BLE001 - as above
             self._program_failed("view", error)
             return None
-        if len(self._prompt.ids) >= self.budget.context:
+        room = self.budget.context - self._prompt_tokens()
+        if room < 1:
             self.outcome = "context_limit"
             return None
-        most = min(self.budget.tokens_per_turn, self._tokens_left(), self.budget.context - len(self._prompt.ids))
+        most = min(self.budget.tokens_per_turn, self._tokens_left(), room)
         seed = seed_of(self.seed, self.agent, self.turn) if self.agent else seed_of(self.seed, self.turn)
         params = SamplingParams(
             max_tokens=most,
@@ -130,12 +136,17 @@ class Conversation:
 
     def accept(self, reply: Reply | ModelFailed) -> None:
         """Record what was said; its calls are then waiting in `actions`."""
+        if isinstance(reply, Reply) and not reply.call.counted and self.budget.needs_counts:
+            reply = ModelFailed(NOT_COUNTED)
         if isinstance(reply, ModelFailed):
             self.outcome = "model_error"
             self._node(Message("system", f"model error: {reply}"[:500]), tuple(self.history[-1:]))
             return
         call, actions = reply.call, reply.actions
-        parents = self._shown if self._shown != tuple(self.history) else self._shown[-1:]
+        whole = self._shown == tuple(self.history)
+        parents = self._shown[-1:] if whole else self._shown
+        if not whole and len(parents) == 1 and self.nodes[parents[0]].parents:
+            parents *= 2  # named once it would stand for all that led to it
         self._node(Message("assistant", actions[0].content), parents, call=call, view_hash=self._prompt.hash)
         place = len(self.nodes) - 1
         self.history.append(place)
@@ -147,6 +158,8 @@ class Conversation:
             self.outcome = "aborted"
         elif call.finish == "length":
             self.outcome = "truncated"
+        elif self._context_used > self.budget.context:  # of an endpoint, which counts only afterwards
+            self.outcome = "context_limit"
         elif actions[0].kind == "answer":
             self._answered(actions[0])
         else:
@@ -330,15 +343,28 @@ class Conversation:
         names = [name for name in self._allowed if name in known]
         return tuple(ToolSpec(name, known[name].description, parameters_schema(known[name])) for name in names)
 
-    def _said(self) -> Said | None:
-        """How much of the view is what the model saw last and its reply to it, and those tokens."""
+    def _extended(self) -> tuple[int, ModelCall] | None:
+        """How much of the view is what the model saw last and its reply to it, and that call; None where it is not."""
         for count in range(len(self._shown), 0, -1):
             place = self._shown[count - 1]
             call = self.nodes[place].call
             if call is not None:
-                same = self._saw.get(place) == self._shown[: count - 1] and call.endpoint is None
-                return Said(count, (*call.prompt_ids, *call.token_ids)) if same else None
+                return (count, call) if self._saw.get(place) == self._shown[: count - 1] else None
         return None
+
+    def _said(self) -> Said | None:
+        """The part of the view whose tokens are known."""
+        extended = self._extended()
+        if extended is None or extended[1].endpoint is not None:
+            return None
+        count, call = extended
+        return Said(count, (*call.prompt_ids, *call.token_ids))
+
+    def _prompt_tokens(self) -> int:
+        """Of the view as it was laid out. Of an endpoint's at least as many: those of the last prompt, where this view
+        extends it; thinking that was counted in the reply need not be sent back."""
+        extended = None if self._prompt.ids else self._extended()
+        return extended[1].prompt_tokens if extended else len(self._prompt.ids)
 
     def _view_nodes(self, view: Sequence[Message]) -> tuple[int, ...]:
         """The node of each message of the view: by identity where it was passed on, else a node of its own."""
@@ -364,26 +390,19 @@ class Conversation:
 
 
 def _answer_of(helper: Conversation, slot: Slot) -> ToolResult:
-    """What the main agent is told: the answer, or why there is none; and the helper's copy of the workspace."""
+    """What the main agent is told: the answer, or why there is none; and the helper's copy of the workspace.
+
+    It is deterministic where all results are that the helper was given.
+    """
+    uses = (node.use for node in helper.nodes if node.use and node.agent == helper.agent)
+    steady = all(use.deterministic for use in uses)
     reply = next((helper.nodes[i].message.content for i in reversed(helper.history) if helper.nodes[i].call), "")
     text = own_text(split_thinking(reply)[1])
     if helper.outcome != "finished":
         text = f"{ERROR}{helper.agent} ended with {helper.outcome}"
-    return ToolResult(text, helper.files, slot.before[1], sandbox=helper.sandbox)
+    return ToolResult(text, helper.files, slot.before[1], steady, helper.sandbox)
 
 
 def _must_be_message(message: Any, method: str) -> None:
     if not isinstance(message, Message):
         raise TypeError(f"{method} must return messages, not {type(message).__name__}")
-
-
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """key -> value of what is new or other in `after`; None for what is gone."""
-    if before is after:
-        return {}
-    found = {key: value for key, value in after.items() if key not in before or before[key] != value}
-    return found | {key: None for key in before if key not in after}
-
-
-def changed(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in {**before, **changes}.items() if value is not None}

@@ -1,4 +1,5 @@
-"""A policy behind any OpenAI-compatible chat endpoint. It tells no token ids: the trace records the endpoint's counts.
+"""A policy behind any OpenAI-compatible chat endpoint. It tells no token ids: the trace records the endpoint's counts,
+and budgets of tokens are kept by them.
 
 Busy or broken servers (429, 5xx, a lost connection, no reply in time) are asked again, a few times, after growing
 pauses or as long as `Retry-After` says. What still fails ends its trace with `model_error` and the reason; others go
@@ -189,8 +190,7 @@ def read_reply(raw: bytes, model: str) -> Reply | ModelFailed:
         message = choice["message"]
         text = _text(message.get("content"))
         wanted = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or ()]
-        usage = answer.get("usage") or {}
-        counted = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        counted = _counts(answer.get("usage") or {})
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         return ModelFailed(
             f"the endpoint's reply has not the form of a chat completion: {type(error).__name__}: {error}"
@@ -245,6 +245,13 @@ def _with_calls(text: str, calls: Sequence[tuple[str, str]], ids: Sequence[str])
         for key, (name, arguments) in zip(ids, calls, strict=False)
     ]
     return {"role": "assistant", "content": content or None, "tool_calls": wire}
+
+
+def _counts(usage: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of prompt and reply; both 0 where one is missing."""
+    prompt, sampled = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    counts = int(prompt or 0), int(sampled or 0)
+    return (0, 0) if prompt is None or sampled is None else counts
 
 
 def _text(content: Any) -> str:

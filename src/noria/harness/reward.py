@@ -77,20 +77,23 @@ def length_penalty(usage: float, k: float, q: float) -> float:
     return ((1 + k * usage) ** (1 - q) - 1) / (k * (1 - q))
 
 
-def weighted_usage(trace: Trace, thinking: float, call: float, output: float, turn: float) -> float:
+def weighted_usage(trace: Trace, thinking: float, call: float, output: float, turn: float) -> float | None:
     """x of `length_penalty`: sampled tokens by what they were for, times the weights, plus `turn` for each model call.
 
-    A reply that thinks and acts is divided by the characters of both parts: exact to a token or two.
+    A reply that thinks and acts is divided by the characters of both parts: exact to a token or two. Of an endpoint's
+    replies the tokens are those that it counted; None where it did not count one: there is no column then, and not 0.
     """
     used = 0.0
     for node in trace.nodes:
         if node.call is None:
             continue
-        tokens, content = len(node.call.token_ids), node.message.content
-        thought, visible = split_thinking(content)
+        if not node.call.counted:
+            return None
+        thought, visible = split_thinking(node.message.content)
         share = len(thought) / max(1, len(thought) + len(visible))
-        weight = call if visible.startswith("<|call|>") else output
-        used += turn + tokens * (share * thinking + (1 - share) * weight)
+        acts = node.call.endpoint.calls if node.call.endpoint else visible.startswith("<|call|>")
+        weight = call if acts else output
+        used += turn + node.call.sampled_tokens * (share * thinking + (1 - share) * weight)
     return used
 
 

@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from noria.harness.conversation import changed
+from noria.harness.changes import changed
 from noria.harness.policy import ChatPolicy, ModelFailed, Prompt, Reply, Said, Turn
 from noria.harness.subagents import DESCRIPTIONS
 from noria.harness.tools import Described, InvalidCall, SandboxFailed, ToolCall, ToolResult
@@ -57,9 +57,16 @@ class Tape:
         return self._policy.read(call, content)
 
     def reply(self, turns: Sequence[Turn]) -> list[Reply | ModelFailed]:
-        return [self._reply(turn) for turn in turns]
+        return self.replies(turns, self._policy)
 
-    def _reply(self, turn: Turn) -> Reply | ModelFailed:
+    def laid_out_by(self, policy: ChatPolicy) -> ChatPolicy:
+        """The same tape for sub-agents, whose views `policy` laid out and whose replies it reads."""
+        return _HelperTape(self, policy)
+
+    def replies(self, turns: Sequence[Turn], policy: ChatPolicy) -> list[Reply | ModelFailed]:
+        return [self._reply(turn, policy) for turn in turns]
+
+    def _reply(self, turn: Turn, policy: ChatPolicy) -> Reply | ModelFailed:
         self._turn += 1
         if self._failures and (not self._replies or turn.prompt.hash != self._replies[0].view_hash):
             return ModelFailed(self._failures.popleft())
@@ -67,15 +74,20 @@ class Tape:
             raise ReplayMismatch(f"trace {self.trace.id}: turn {self._turn} was never sampled")
         node = self._replies.popleft()
         assert node.call is not None
+        where = f"trace {self.trace.id}: the view of turn {self._turn}"
+        own = "; where sub-agents had a policy of their own, give it with them" if node.agent else ""
+        if bool(turn.prompt.ids) == (node.call.endpoint is not None):
+            was, now = ("an endpoint", "tokens") if turn.prompt.ids else ("tokens", "an endpoint")
+            raise ReplayMismatch(f"{where} was laid out for {was}, and the policy given lays it out for {now}{own}")
         if turn.prompt.ids != node.call.prompt_ids:
             raise ReplayMismatch(
-                f"trace {self.trace.id}: the view of turn {self._turn} has other tokens than the recorded one "
+                f"{where} has other tokens than the recorded one "
                 f"({len(turn.prompt.ids)} against {len(node.call.prompt_ids)}, first difference at "
-                f"{_first_difference(turn.prompt.ids, node.call.prompt_ids)})"
+                f"{_first_difference(turn.prompt.ids, node.call.prompt_ids)}){own}"
             )
         if turn.prompt.hash != node.view_hash:
-            raise ReplayMismatch(f"trace {self.trace.id}: the view of turn {self._turn} is not the recorded one")
-        return Reply(node.call, self._policy.read(node.call, node.message.content))
+            raise ReplayMismatch(f"{where} is not the recorded one{own}")
+        return Reply(node.call, policy.read(node.call, node.message.content))
 
     # -- as tools --
 
@@ -111,6 +123,21 @@ class Tape:
         assert node.use is not None
         files, notes = changed(call.files, node.use.files), changed(call.notes, node.use.notes)
         return ToolResult(node.message.content, files, notes, node.use.deterministic, self.trace.sandbox)
+
+
+class _HelperTape:
+    def __init__(self, tape: Tape, policy: ChatPolicy) -> None:
+        self.tape, self._policy = tape, policy
+        self.shows_tools = policy.shows_tools
+
+    def lay_out(self, view: Sequence[Node], tools: Sequence[ToolSpec], said: Said | None) -> Prompt:
+        return self._policy.lay_out(view, tools, said)
+
+    def read(self, call: ModelCall, content: str) -> Any:
+        return self._policy.read(call, content)
+
+    def reply(self, turns: Sequence[Turn]) -> list[Reply | ModelFailed]:
+        return self.tape.replies(turns, self._policy)
 
 
 class _AllBut(dict[str, Described]):

@@ -207,7 +207,8 @@ class Workspace:
 
 
 def run_functions(candidates: Sequence[Candidate], limits: Limits | None = None) -> list[Outcome]:
-    """`Sandbox.run_functions` on a sandbox that is kept for the life of this process, one for each set of limits."""
+    """`Sandbox.run_functions` on a sandbox that is kept for the life of this process, one for each set of limits; a
+    fork of it has its own."""
     limits = limits or Limits()
     with _shared_lock:
         if limits not in _shared:
@@ -224,6 +225,19 @@ def _close_shared() -> None:
     for box in _shared.values():
         box.close()
     _shared.clear()
+
+
+def _leave_shared() -> None:
+    """A fork makes its own: these have threads that it does not have, and servers that are its parent's."""
+    global _shared_lock
+    _shared_lock = threading.Lock()  # a thread of the parent may have held it
+    for box in _shared.values():
+        for connection in box._idle:
+            connection.close()
+    _shared.clear()
+
+
+os.register_at_fork(after_in_child=_leave_shared)
 
 
 def _pack(files: Mapping[str, bytes]) -> dict[str, str]:

@@ -26,7 +26,17 @@ GRACE_SECONDS = 60.0
 MAX_REPLY_BYTES = 512 << 20
 SERVER_BYTES = 64 * MEGABYTE  # of the server's own, within the group that bounds it together with its candidates
 HEADER = struct.Struct("!QB")
-SERVER_SOURCE = Path(__file__).with_name("server.py").read_text(encoding="utf-8")
+FOLDER = Path(__file__).parent
+
+
+def server_source() -> str:
+    """Both files that run inside as one text: noria itself is not there to import from."""
+    leavings, server = ((FOLDER / name).read_text(encoding="utf-8") for name in ("leavings.py", "server.py"))
+    own = "".join(line for line in server.splitlines(keepends=True) if not line.startswith("from noria."))
+    return f"{leavings}\n{own}"
+
+
+SERVER_SOURCE = server_source()
 
 
 class ServerDied(RuntimeError):
@@ -40,6 +50,7 @@ class Connection:
         self._channel: socket.socket | None = None
         self._group: Group | None = None
         self._folder: str | None = None  # on the host, where the sandbox has no namespaces
+        self._owner = os.getpid()
 
     @property
     def pid(self) -> int:
@@ -51,6 +62,8 @@ class Connection:
 
         Memory that the job's processes used up together is no fault of the server, even where it is the one to go.
         """
+        if self._owner != os.getpid():
+            self._leave_to_parent()
         reason, kills = "", 0
         for _ in range(2):
             try:
@@ -70,6 +83,9 @@ class Connection:
         raise ServerDied(f"the sandbox ended twice while it ran this job: {reason}")
 
     def close(self) -> None:
+        """Ends the server. In a fork of the process that started it: only lets go of it."""
+        if self._owner != os.getpid():
+            self._leave_to_parent()
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -85,6 +101,17 @@ class Connection:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+    def _leave_to_parent(self) -> None:
+        """A fork has a copy of all this, and the server belongs to its parent: it may neither end nor ask it."""
+        if self._process is not None:
+            self._process.returncode = 0  # else Python would warn of a child that was never waited for
+            if self._process.stderr is not None:
+                self._process.stderr.close()
+        if self._channel is not None:
+            self._channel.close()
+        self._process = self._channel = self._group = self._folder = None
+        self._owner = os.getpid()
 
     def _start(self) -> None:
         limits, profile = self._limits, self._profile

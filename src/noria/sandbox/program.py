@@ -7,6 +7,7 @@ lasts until `close`, and whoever speaks to it sets the time.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import time
@@ -47,6 +48,7 @@ class LiveProgram:
         self._group.add(pid)
         self._channel.settimeout(SEND_SECONDS)
         self._received = bytearray()
+        self._owner = os.getpid()
         self.send(b"\n")
 
     def __enter__(self) -> LiveProgram:
@@ -83,7 +85,9 @@ class LiveProgram:
         return message
 
     def close(self) -> None:
-        """Ends it and all that it started."""
+        """Ends it and all that it started. In a fork of the process that started it: does nothing."""
+        if self._owner != os.getpid():
+            return
         self._process.kill()
         self._process.wait()
         if self._process.stderr is not None:

@@ -1,10 +1,11 @@
 """Runs INSIDE the sandbox: forks a warm child for each job, waits, and lets another child report what was left.
 
-Only the standard library; sent to the sandboxed interpreter as source text. Its stdin is a Unix socket: jobs come in (9
-bytes of header, then JSON), and reports go out, one JSON object a line, with two files of memory: the result and the
-output. This process runs no candidate's code, and reads no job and nothing that one left: the child that is forked for
-a job reads it, and another reads the workspace. So its memory, which every child inherits, holds nothing of earlier
-candidates, and it can't be harmed by what they leave behind.
+Only the standard library; sent to the sandboxed interpreter as source text, together with `leavings.py`, which lays out
+and reads a job's workspace. Its stdin is a Unix socket: jobs come in (9 bytes of header, then JSON), and reports go
+out, one JSON object a line, with two files of memory: the result and the output. This process runs no candidate's code,
+and reads no job and nothing that one left: the child that is forked for a job reads it, and another reads the
+workspace. So its memory, which every child inherits, holds nothing of earlier candidates, and it can't be harmed by
+what they leave behind.
 
 In bubblewrap it is process 1 of its own PID namespace: signals from candidates can't end it, and after each job it
 kills whatever is still alive. Without namespaces (`landlock` in the setup) it adopts orphans and kills its descendants.
@@ -23,16 +24,16 @@ import resource
 import select
 import signal
 import socket
-import stat
 import struct
 import sys
+
+from noria.sandbox.leavings import empty, holds_anything, read_workspace, write_file
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 1, 4, 22, 2
 PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 24, 36, 38
 LANDLOCK_ADD_RULE, LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 445, 444, 446
 HEADER = struct.Struct("!QB")  # length of the job; 1 where the files left in the workspace are wanted
 RESULT_FD = 3
-MAX_FILES, MAX_PATH = 4096, 255
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -326,107 +327,6 @@ def read_line(fd):
     while not line.endswith(b"\n"):
         line += read_exactly(fd, 1)
     return line
-
-
-def write_file(path, content):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as stream:
-        stream.write(content)
-    if content.startswith((b"#!", b"\x7fELF")):  # files travel as bytes alone; what is a program stays one
-        os.chmod(path, 0o755)
-
-
-def holds_anything(root):
-    open_up(root)
-    with os.scandir(root) as entries:
-        return any(True for _ in entries)
-
-
-def read_workspace(root, most_bytes):
-    """Regular files only, never through a symbolic link, sorted; what was left out is named with its reason."""
-    files: dict = {}
-    skipped: dict = {}
-    total, waiting = 0, [""]
-    open_up(root)
-    while waiting and len(files) + len(skipped) < MAX_FILES:
-        folder = waiting.pop()
-        try:
-            entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name, reverse=True)
-        except OSError as error:
-            skipped[folder] = error.strerror
-            continue
-        waiting += [os.path.join(folder, entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
-        for entry in reversed([entry for entry in entries if not entry.is_dir(follow_symlinks=False)]):
-            path = os.path.join(folder, entry.name)
-            content = read_file(os.path.join(root, path), most_bytes - total) if is_plain(path) else "no plain path"
-            if isinstance(content, str):
-                skipped[path.encode("unicode_escape").decode()[:MAX_PATH]] = content
-            else:
-                files[path] = base64.b64encode(content).decode()
-                total += len(content)
-            if len(files) + len(skipped) >= MAX_FILES:
-                skipped["..."] = "more than " + str(MAX_FILES) + " files"
-                break
-        waiting = [path for path in waiting if is_plain(path)]
-    return {"files": files, "skipped": skipped}
-
-
-def is_plain(path):
-    """Short, and of characters that can be shown: no controls, no bytes that are no UTF-8."""
-    try:
-        return len(path.encode()) <= MAX_PATH and min(path) >= " " and "\x7f" not in path
-    except UnicodeEncodeError:
-        return False
-
-
-def read_file(path, most_bytes):
-    """Its bytes, or why not."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        return error.strerror
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            return "not a regular file"
-        return os.pread(fd, info.st_size, 0) if info.st_size <= most_bytes else "half of workspace_bytes reached"
-    finally:
-        os.close(fd)
-
-
-def empty(root):
-    """Deletes all in it. Folders in folders are first moved up: a nest may be deeper than any path or stack allows."""
-    open_up(root)
-    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    number = 0
-    while names := os.listdir(top):
-        for name in names:
-            if not is_folder(name, top):
-                os.unlink(name, dir_fd=top)
-                continue
-            open_up(name, top)
-            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
-            for inner in os.listdir(folder):
-                if not is_folder(inner, folder):
-                    os.unlink(inner, dir_fd=folder)
-                    continue
-                open_up(inner, folder)
-                while os.path.lexists(root + "/" + str(number)):
-                    number += 1
-                os.rename(inner, str(number), src_dir_fd=folder, dst_dir_fd=top)
-            os.close(folder)
-            os.rmdir(name, dir_fd=top)
-    os.close(top)
-
-
-def open_up(folder, parent_fd=None):
-    """A candidate may have taken its own folders' permissions; where it could not, there is nothing to do."""
-    if stat.S_IMODE(os.stat(folder, dir_fd=parent_fd).st_mode) & 0o700 != 0o700:
-        os.chmod(folder, 0o700, dir_fd=parent_fd)
-
-
-def is_folder(name, parent_fd):
-    return stat.S_ISDIR(os.lstat(name, dir_fd=parent_fd).st_mode)
 
 
 main()

@@ -157,31 +157,33 @@ class Toolbox:
         return bind(known, argument)
 
     def run(self, calls: Sequence[ToolCall]) -> list[ToolResult | SandboxFailed]:
+        """All at once: the calls of a batch are of different conversations, each with its own files. A reply's further
+        calls act on what its earlier ones left, so they come in later batches."""
         results: dict[int, ToolResult | SandboxFailed] = {}
-        functions = []
+        functions: dict[int, Candidate] = {}
+        commands: dict[int, Sequence[str]] = {}
         for place, call in enumerate(calls):
             tool = self.tools[call.tool]
             if isinstance(tool, Tool):
                 values = [call.arguments.get(parameter.name) for parameter in tool.parameters]
-                functions.append((place, Candidate(tool.source, "run", [values])))
+                functions[place] = Candidate(tool.source, "run", [values])
             elif isinstance(tool, CommandTool):
-                results[place] = self._run_command(tool, call)
+                try:
+                    commands[place] = tool.argv(call.arguments)
+                except Exception as error:  # noqa: BLE001 - a tool of anybody's: its fault ends no other trace
+                    results[place] = _at_fault(call, error, tool.deterministic)
             else:
                 results[place] = _host_result(tool, call)
-        jobs = [(candidate, _as_bytes(calls[place].files)) for place, candidate in functions]
-        for (place, _), outcome in zip(functions, self.box.run_functions_in(jobs), strict=True):
-            call = calls[place]
-            result = _function_result(call, outcome, self.tools[call.tool].deterministic)
-            results[place] = self._labelled(result)
+        files = {place: _as_bytes(calls[place].files) for place in (*functions, *commands)}
+        ran = self.box.run_functions_in([(candidate, files[place]) for place, candidate in functions.items()])
+        for place, outcome in zip(functions, ran, strict=True):
+            steady = self.tools[calls[place].tool].deterministic
+            results[place] = self._labelled(_function_result(calls[place], outcome, steady))
+        ran = self.box.run_commands([(argv, files[place]) for place, argv in commands.items()])
+        for place, outcome in zip(commands, ran, strict=True):
+            steady = self.tools[calls[place].tool].deterministic
+            results[place] = self._labelled(_command_result(calls[place], outcome, steady))
         return [results[place] for place in range(len(calls))]
-
-    def _run_command(self, tool: CommandTool, call: ToolCall) -> ToolResult | SandboxFailed:
-        try:
-            argv = tool.argv(call.arguments)
-        except Exception as error:  # noqa: BLE001 - a tool of anybody's: its fault ends no other trace
-            return _at_fault(call, error, tool.deterministic)
-        outcome = self.box.run_command(argv, _as_bytes(call.files))
-        return self._labelled(_command_result(call, outcome, tool.deterministic))
 
     def _labelled(self, result: ToolResult | SandboxFailed) -> ToolResult | SandboxFailed:
         return result if isinstance(result, SandboxFailed) else replace(result, sandbox=self.sandbox)

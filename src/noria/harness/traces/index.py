@@ -9,24 +9,26 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from noria.harness.traces.entry import Damage, Entry
+from noria.harness.traces.entry import Damage, Entry, TraceFileError
 from noria.harness.traces.sources import Found, Position, Source
 from noria.types import Trace
 
-VERSION = 1
+VERSION = 2
+WAIT_SECONDS = 60  # for another process that writes the index
 SNIPPET = 160  # characters of the question and of the answer that a list shows
 Order = Literal["number", "score", "step", "turns", "tokens", "tool_calls"]
 ORDERS: tuple[Order, ...] = ("number", "score", "step", "turns", "tokens", "tool_calls")
 
 _SCHEMA = f"""
 PRAGMA user_version = {VERSION};
-CREATE TABLE sources (number INTEGER PRIMARY KEY, name TEXT, state TEXT, position TEXT);
+CREATE TABLE sources (number INTEGER PRIMARY KEY, name TEXT, state TEXT, position TEXT, read TEXT);
 CREATE TABLE traces (
   number INTEGER PRIMARY KEY, source INTEGER, family TEXT, outcome TEXT, harness TEXT, status TEXT, score REAL,
   step INTEGER, turns INTEGER, tokens INTEGER, tool_calls INTEGER, invalid_calls INTEGER, agents INTEGER, id TEXT);
@@ -75,28 +77,55 @@ class Query:
 class Index:
     """An open index. Methods may be called from one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        """Open, or make, the index at `path`. One that is damaged or of another version is made anew."""
+    def __init__(self, path: Path, make: bool = True) -> None:
+        """Open, or make, the index at `path`. One that is damaged or of another version is made anew, without `make`
+        refused; one that another process holds for longer than `WAIT_SECONDS`, or that can't be opened, stays. Raises
+        TraceFileError."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            if "fts5" in str(error):
-                raise
-            path.unlink(missing_ok=True)
-            self._open()
+        with self._told():
+            if not self._open():
+                if not make:
+                    raise TraceFileError(f"{path}: no index of this version")
+                path.unlink()
+                self._open()
 
-    def _open(self) -> None:
-        self.db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-        # Derived data: after a power cut it is made anew, so it need not wait for the disk.
-        self.db.execute("PRAGMA synchronous = OFF")
-        version = self.db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not self.db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            self.db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        elif version != VERSION:
+    def _open(self) -> bool:
+        """Whether what is there is an index of this version; where there is none, one is made."""
+        self.db = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            # Derived data: after a power cut it is made anew, so it need not wait for the disk.
+            self.db.execute("PRAGMA synchronous = OFF")
+            if self._version() == 0:
+                self.db.execute("BEGIN IMMEDIATE")  # and look again: another process may just have made it
+                if self._version() == 0 and not self.db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                    for statement in _SCHEMA.split(";"):
+                        self.db.execute(statement)
+                self.db.execute("COMMIT")
+            if self._version() == VERSION:
+                return True
+        except sqlite3.DatabaseError as error:
             self.db.close()
-            raise sqlite3.DatabaseError(f"index of version {version}")
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise
+        self.db.close()
+        return False
+
+    def _version(self) -> int:
+        return self.db.execute("PRAGMA user_version").fetchone()[0]
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What SQLite says of a file that is whole, but can't be had, as TraceFileError."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise TraceFileError(
+                    f"{self.path}: another process writes this index since more than {WAIT_SECONDS} seconds; "
+                    "try again when it is done"
+                ) from error
+            raise TraceFileError(f"{self.path}: the index can't be used: {error}") from error
 
     def close(self) -> None:
         self.db.close()
@@ -108,25 +137,30 @@ class Index:
 
         A file that was written anew, or is gone, makes the whole index anew.
         """
-        known = {
-            name: (number, state) for number, name, state in self.db.execute("SELECT number, name, state FROM sources")
-        }
-        names = [source.name for source in sources]
-        if any(name not in names for name in known) or any(
-            source.name in known and not source.continues(json.loads(known[source.name][1])) for source in sources
-        ):
-            self.db.close()
-            self.path.unlink()
-            self._open()
-        total = sum(source.size() for source in sources)
-        done = 0
-        for source in sources:
-            self._add(source, partial(_report, report, done, total))
-            done += source.size()
+        with self._told():
+            if not self._holds_on(sources):
+                self.db.close()
+                self.path.unlink()
+                self._open()
+            total = sum(source.size() for source in sources)
+            done = 0
+            for source in sources:
+                self._add(source, partial(_report, report, done, total))
+                done += source.size()
+
+    def _holds_on(self, sources: Sequence[Source]) -> bool:
+        """Whether all that was read is still there, as it was."""
+        by_name = {source.name: source for source in sources}
+        rows = self.db.execute("SELECT name, state, position, read FROM sources").fetchall()
+        return all(
+            name in by_name and by_name[name].continues(*(json.loads(value) for value in values))
+            for name, *values in rows
+        )
 
     def is_current(self, sources: Sequence[Source]) -> bool:
         """Whether nothing was written since. Reads no trace."""
-        known = {name: json.loads(state) for name, state in self.db.execute("SELECT name, state FROM sources")}
+        with self._told():
+            known = {name: json.loads(state) for name, state in self.db.execute("SELECT name, state FROM sources")}
         return known == {source.name: source.state() for source in sources}
 
     def _add(self, source: Source, report: Callable[[int], None]) -> None:
@@ -156,8 +190,8 @@ class Index:
             position = found.after
             report(found.bytes_done)
         self.db.execute(
-            "UPDATE sources SET state = ?, position = ? WHERE number = ?",
-            (json.dumps(state), json.dumps(position), number),
+            "UPDATE sources SET state = ?, position = ?, read = ? WHERE number = ?",
+            (json.dumps(state), json.dumps(position), json.dumps(source.read_until(position)), number),
         )
 
     def _insert(self, source: int, found: Found, entry: Entry) -> None:

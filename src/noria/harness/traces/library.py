@@ -12,18 +12,20 @@ from typing import Any
 from noria.harness.traces.entry import Damage, Entry, TraceFileError
 from noria.harness.traces.index import Index, Query
 from noria.harness.traces.sources import Source, find_sources
-from noria.types import digest
+from noria.types import OUTCOMES, digest
 
 INDEX = "index.sqlite"
+STATUSES = ("graded", "failed", "none")
 MOST = 1 << 62  # SQLite counts no further
 
 
 class Library:
     """Read-only; several threads may ask. `index` names the index file.
 
-    Without it, it is `folder/index.sqlite` where a TraceWriter's owner had one made there with `build_index`, else one
-    in the user's cache (XDG_CACHE_HOME). The first time it reads every trace; `report(bytes done, bytes in all)` tells
-    how far it is. Raises TraceFileError where there are no traces.
+    Without it, it is `folder/index.sqlite` where a TraceWriter's owner had one made there with `build_index` and
+    nothing was written since, else one in the user's cache (XDG_CACHE_HOME). The first time it reads every trace;
+    `report(bytes done, bytes in all)` tells how far it is. Raises TraceFileError where there are no traces, or another
+    process keeps the index to itself.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class Library:
         self._facets: dict[str, dict[str, int]] | None = None
         beside = folder / INDEX
         self._index = Index(
-            index or (beside if _is_usable(beside, list(self._sources.values())) else cached_index(folder))
+            index or (beside if _is_current(beside, list(self._sources.values())) else cached_index(folder))
         )
         self.refresh(report)
 
@@ -56,6 +58,17 @@ class Library:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def check(self, query: Query) -> None:
+        """Raises ValueError where the query asks for a value that no trace here has, with those that there are: it may
+        be misspelt. Outcomes and statuses that a trace can have are never refused."""
+        possible = {"outcome": OUTCOMES, "status": STATUSES}
+        if not self.count():
+            return
+        for name, counted in self.facets().items():
+            wanted, known = getattr(query, name), sorted({*counted, *possible.get(name, ())} - {""})
+            if wanted and wanted not in known:
+                raise ValueError(f"no trace here has {name} {wanted!r}; there are: {', '.join(known) or 'none'}")
 
     def count(self, query: Query | None = None) -> int:
         with self._lock:
@@ -128,16 +141,17 @@ def cached_index(folder: Path) -> Path:
     return cache / "noria" / "traces" / f"{digest(str(folder.resolve()))}.sqlite"
 
 
-def _is_usable(beside: Path, sources: Sequence[Source]) -> bool:
-    """An index beside the traces is used where it is up to date, or may be brought up to date."""
+def _is_current(beside: Path, sources: Sequence[Source]) -> bool:
+    """Whether there is an index beside the traces that needs no change: it may be a part of a published artifact."""
     if not beside.is_file():
         return False
-    if os.access(beside, os.W_OK) and os.access(beside.parent, os.W_OK):
-        return True
     try:
-        index = Index(beside)
-    except sqlite3.Error:
+        index = Index(beside, make=False)
+    except (sqlite3.Error, TraceFileError):
         return False
-    current = index.is_current(sources)
-    index.close()
-    return current
+    try:
+        return index.is_current(sources)
+    except (sqlite3.Error, TraceFileError):
+        return False
+    finally:
+        index.close()

@@ -15,6 +15,7 @@ from noria.types import Score, Task, Trace, task_from_json
 
 T = TypeVar("T")
 TASKS, TRACES, SCORES = "tasks.jsonl", "traces.jsonl", "scores.jsonl"
+_NAMES = (TRACES, TASKS, SCORES)  # in the order of an entry's fields
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
@@ -27,8 +28,15 @@ def save(folder: Path, recorded: Recorded) -> None:
 
 
 def load(folder: Path) -> Recorded:
-    """What `save`, or a TraceWriter with tasks and scores, wrote. Raises TraceFileError, FileNotFoundError."""
+    """What `save`, or a TraceWriter with tasks and scores, wrote. Raises TraceFileError, FileNotFoundError.
+
+    Unlike `walk_lines` it takes a last line without its newline where that is whole: nobody writes to it any more.
+    """
     found = sorted(folder.glob(f"*{SUFFIX}"))
+    if found and (folder / TRACES).exists():
+        raise TraceFileError(
+            f"{folder} holds traces twice, in {found[0].name} and in {TRACES}: move those that are not meant elsewhere"
+        )
     if not found:
         return Recorded(
             tuple(_read(folder / TASKS, _task)),
@@ -58,11 +66,12 @@ Offsets = tuple[int, int, int]
 def walk_lines(path: Path, start: Offsets | None = None, line: int = 1) -> Iterator[tuple[Offsets, Offsets, Any]]:
     """(begin, end, Entry or Damage) of each line of traces.jsonl at `path` and of the files beside it.
 
-    A last line without its newline is torn: the last Damage, whose end is its begin. Raises TraceFileError where a
-    file beside it has fewer lines.
+    A last line without its newline is torn, and so is one that a file beside it does not have: the last Damage, whose
+    end is its begin, since it may be whole the next time. A line that is whole and can't be read is a Damage, and what
+    follows is read.
     """
     with ExitStack() as stack:
-        files = [_open(stack, name) for name in (path, path.with_name(TASKS), path.with_name(SCORES))]
+        files = [_open(stack, path.with_name(name)) for name in _NAMES]
         for file, offset in zip(files, start or (), strict=False):
             if file is not None:
                 file.seek(offset)
@@ -71,9 +80,10 @@ def walk_lines(path: Path, start: Offsets | None = None, line: int = 1) -> Itera
             texts = [None if file is None else file.readline() for file in files]
             if not texts[0]:
                 return
-            if not texts[0].endswith(b"\n") or any(text is not None and not text.endswith(b"\n") for text in texts):
+            torn = (name for name, text in zip(_NAMES, texts, strict=True) if text is not None and text[-1:] != b"\n")
+            if name := next(torn, None):
                 reason = "the last line is torn: its writer was stopped, or still writes"
-                yield begin, begin, Damage(f"{path}:{number}", reason)
+                yield begin, begin, Damage(f"{path.with_name(name)}:{number}", reason)
                 return
             yield begin, _offsets(files), _entry(path, number, texts)
 
@@ -90,7 +100,7 @@ def read_line(path: Path, begin: Offsets, line: int) -> Entry:
 
 def _entry(path: Path, number: int, texts: list[bytes | None]) -> Entry | Damage:
     values: list[Any] = []
-    for name, text, parse in zip((TRACES, TASKS, SCORES), texts, (_trace, _task, _score), strict=True):
+    for name, text, parse in zip(_NAMES, texts, (_trace, _task, _score), strict=True):
         try:
             values.append(None if text is None else parse(text))
         except UNREADABLE as error:

@@ -47,7 +47,7 @@ def replay(
 
     `tokenizer` is the one that the trace was sampled with; a trace of another kind of policy takes that `policy`, which
     is not asked anything. `tools` need be given for chat models, whose prompts tell of them, and `subagents` as in the
-    rollout.
+    rollout, with their policy where they had one of their own; it is not asked anything either.
     """
     tape = Tape(trace, policy or policy_of(_NoSampler(), tokenizer), tools)
     return _play(tape, task, program, budget, subagents)
@@ -93,7 +93,9 @@ def _play(tape: Tape, task: Task, program: Program, budget: Budget, subagents: S
     told = [node for node in trace.nodes if node.message.role == "tool"]  # none where the sandbox failed at once
     if told and not any(node.use for node in trace.nodes):
         raise ReplayMismatch(f"trace {trace.id} was kept without its tool calls: it can be graded, but not replayed")
-    given = replace(subagents, policy=None) if subagents else None
+    given = subagents
+    if given is not None and given.policy is not None:
+        given = replace(given, policy=tape.laid_out_by(given.policy))
     again = rollout([task], [trace.seed], tape, None, program, budget=budget, tools=tape, subagents=given)[0]
     if again != trace:
         differing = [name for name, value in vars(again).items() if value != vars(trace)[name]]

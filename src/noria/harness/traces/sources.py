@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +17,7 @@ from noria.harness.traces.log import SUFFIX, read_block, walk
 
 # JSON values: [byte of the block, place in it], or [byte in traces.jsonl, in tasks.jsonl, in scores.jsonl, line].
 Position = list[int]
+PIECE = 4096  # bytes at either end of what was read that tell whether it is still there
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,14 @@ class Source(Protocol):
         """A JSON value that changes when something is written."""
         ...
 
-    def continues(self, state: Any) -> bool:
-        """Whether what was there at `state` is still there, so that reading may go on from where it was."""
+    def read_until(self, after: Position | None) -> Any:
+        """A JSON value that changes when what lies before `after` is written anew, and not when something is
+        appended."""
+        ...
+
+    def continues(self, state: Any, after: Position | None, read: Any) -> bool:
+        """Whether what was read until `after`, where it gave `state` and then `read`, is still there, so that reading
+        may go on from `after`."""
         ...
 
     def walk(self, after: Position | None) -> Iterator[Found]: ...
@@ -57,16 +66,19 @@ def find_sources(folder: Path) -> list[Source]:
     """All trace files below `folder`, sorted by path. Raises TraceFileError where there is none."""
     if not folder.is_dir():
         raise TraceFileError(f"{folder} is no folder")
-    found: list[Source] = []
-    for path in sorted([*folder.rglob(f"*{SUFFIX}"), *folder.rglob(TRACES)]):
-        name = path.relative_to(folder).as_posix()
-        if path.suffix == SUFFIX:
-            found.append(Blocks(path, name.removesuffix(SUFFIX)))
-        elif _holds_traces(path):
-            found.append(Lines(path, name.removesuffix(f"/{TRACES}").removesuffix(".jsonl")))
-    if not found:
+    paths = sorted([*folder.rglob(f"*{SUFFIX}"), *folder.rglob(TRACES)])
+    files = [path for path in paths if path.suffix == SUFFIX or _holds_traces(path)]
+    if not files:
         raise TraceFileError(f"{folder} holds no traces: neither *{SUFFIX} nor {TRACES} with graphs of messages")
-    return found
+    short = {path: _short_name(path.relative_to(folder).as_posix()) for path in files}
+    times = Counter(short.values())
+    named = {path: name if times[name] == 1 else path.relative_to(folder).as_posix() for path, name in short.items()}
+    return [Blocks(path, name) if path.suffix == SUFFIX else Lines(path, name) for path, name in named.items()]
+
+
+def _short_name(name: str) -> str:
+    """Without what most files have in common: "traces" of traces.blocks, "heldout" of heldout/traces.jsonl."""
+    return name.removesuffix(SUFFIX).removesuffix(f"/{TRACES}").removesuffix(".jsonl")
 
 
 @dataclass(frozen=True)
@@ -78,10 +90,13 @@ class Blocks:
         return self.path.stat().st_size
 
     def state(self) -> Any:
-        return _state([self.path], clock=False)
+        return [_ends(self.path, self.size())]  # without the clock: blocks are only appended, a copy is as good
 
-    def continues(self, state: Any) -> bool:
-        return _continues([self.path], state)
+    def read_until(self, after: Position | None) -> Any:
+        return [_ends(self.path, after[0] if after else 0)]
+
+    def continues(self, state: Any, after: Position | None, read: Any) -> bool:
+        return self.read_until(after) == read
 
     def walk(self, after: Position | None) -> Iterator[Found]:
         for start, end, block in walk(self.path, after[0] if after else 0):
@@ -107,10 +122,17 @@ class Lines:
         return self.path.stat().st_size
 
     def state(self) -> Any:
-        return _state(self._paths(), clock=True)
+        there = [(path, path.stat()) for path in self._paths() if path.exists()]
+        return [[*_ends(path, now.st_size), now.st_mtime_ns] for path, now in there]
 
-    def continues(self, state: Any) -> bool:
-        return _continues(self._paths(), state)
+    def read_until(self, after: Position | None) -> Any:
+        there = [(path, place) for path, place in zip(self._paths(), after or [0, 0, 0], strict=False) if path.exists()]
+        return [_ends(path, place) for path, place in there]
+
+    def continues(self, state: Any, after: Position | None, read: Any) -> bool:
+        now = self.state()
+        edited = now != state and [one[0] for one in now] == [one[0] for one in state]  # by hand, to the same size
+        return not edited and self.read_until(after) == read
 
     def walk(self, after: Position | None) -> Iterator[Found]:
         first, line = ((after[0], after[1], after[2]), after[3]) if after else (None, 1)
@@ -133,29 +155,14 @@ def _block(path: Path, start: int, changed: int) -> list[Entry]:
     return read_block(path, start)
 
 
-def _state(paths: list[Path], clock: bool) -> Any:
-    """Of each file its size, a checksum of how it begins, and the time of its last change where `clock` is set: blocks
-    are only ever appended, so that a copy of them is as good as they are."""
-    there = [(path, path.stat()) for path in paths if path.exists()]
-    return [[now.st_size, _beginning(path, now.st_size), now.st_mtime_ns if clock else 0] for path, now in there]
-
-
-def _continues(paths: list[Path], state: Any) -> bool:
-    there = [path for path in paths if path.exists()]
-    if len(there) != len(state):
-        return False
-    for path, (size, beginning, changed) in zip(there, state, strict=True):
-        now = path.stat()
-        if now.st_size < size or (now.st_size == size and changed and now.st_mtime_ns != changed):
-            return False
-        if _beginning(path, size) != beginning:
-            return False
-    return True
-
-
-def _beginning(path: Path, size: int) -> int:
+def _ends(path: Path, size: int) -> list[int]:
+    """Of the first `size` bytes their number, and checksums of how they begin and end; fewer where there are fewer."""
+    size = max(0, size)
     with path.open("rb") as file:
-        return zlib.crc32(file.read(min(size, 4096)))
+        first = file.read(min(size, PIECE))
+        file.seek(max(0, size - PIECE))
+        last = file.read(min(size, PIECE))
+        return [min(size, os.fstat(file.fileno()).st_size), zlib.crc32(first), zlib.crc32(last)]
 
 
 def _holds_traces(path: Path) -> bool:

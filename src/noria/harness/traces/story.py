@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from noria.harness.message_graph import FOREIGN
 from noria.harness.tools.toolbox import ERROR, INVALID
 from noria.types import Node, Trace, split_thinking
 
@@ -100,25 +101,45 @@ def tokens_read(trace: Trace, agent: str | None = None) -> int:
 
 
 def view_of(trace: Trace, place: int) -> list[int]:
-    """The nodes whose messages the call at `place` was shown: its parents, or all that led to its one parent.
+    """The nodes whose messages the call at `place` was shown: its parents, or all that led to its one parent. One that
+    is named twice was shown without what led to it.
 
     A raw result that the program told in other words is no part of a view.
     """
     parents = trace.nodes[place].parents
+    if len(parents) == 2 and parents[0] == parents[1] and trace.nodes[parents[0]].parents:
+        return [parents[0]]
     if len(parents) != 1:
         return list(parents)
-    view = []
-    place = parents[0]
-    while True:
-        view.append(place)
-        node = trace.nodes[place]
-        if not node.parents:
-            return view[::-1]
-        above = node.parents[0]
-        if node.call is None and node.use is None and trace.nodes[above].use is not None:
-            if not trace.nodes[above].parents:
-                return view[::-1]
-            above = trace.nodes[above].parents[0]
-        if trace.nodes[above].agent != node.agent:  # a sub-agent sees nothing of who gave it the task
-            return view[::-1]
-        place = above
+    view: list[int] = []
+    step: int | None = parents[0]
+    while step is not None:
+        view.append(step)
+        step = _before(trace, step)
+    return view[::-1]
+
+
+def _before(trace: Trace, place: int) -> int | None:
+    """The message before that at `place` in its agent's history; None where it is the first."""
+    node = trace.nodes[place]
+    if not node.parents:
+        return None
+    above = node.parents[0]
+    if node.call is not None and trace.harness != FOREIGN:  # what it was shown need not be all that came before it
+        return _last_of_history(trace, place)
+    if node.call is None and node.use is None and trace.nodes[above].use is not None:
+        told = [other for other in range(above + 1, place) if trace.nodes[other].parents == (above,)]
+        if told:  # one result in several messages
+            return told[-1]
+        if not trace.nodes[above].parents:
+            return None
+        above = trace.nodes[above].parents[0]
+    return above if trace.nodes[above].agent == node.agent else None  # a helper sees nothing of who gave it the task
+
+
+def _last_of_history(trace: Trace, before: int) -> int | None:
+    """The last message of the agent's history: its first node, or one that follows another. Those that a program wrote
+    for a view alone follow none."""
+    agent = trace.nodes[before].agent
+    own = [place for place in range(before) if trace.nodes[place].agent == agent]
+    return next((place for place in reversed(own) if trace.nodes[place].parents or place == own[0]), None)

@@ -16,15 +16,16 @@ from noria.studio.traces.place import (
 )
 
 if TYPE_CHECKING:
-    from noria.data.tokenizer import Tokenizer
+    from noria.data.chat_tokenizer import ChatTokenizer
     from noria.harness.environments.environment import Environment
+    from noria.harness.policy import ChatPolicy
     from noria.harness.program import Program
     from noria.harness.rollout import Budget
     from noria.harness.subagents import SubAgents
     from noria.harness.tools import Toolbox
     from noria.harness.traces import Entry
     from noria.sandbox import Sandbox
-    from noria.types import Task
+    from noria.types import Task, Trace
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Made:
     """With what one trace was made."""
 
     task: Task
-    tokenizer: Tokenizer
+    tokenizer: ChatTokenizer | None
+    policy: ChatPolicy | None  # of a trace whose replies an endpoint gave
     program: Program
     budget: Budget
     environment: Environment
@@ -52,7 +54,7 @@ class Workshop:
 
     def __init__(self, place: Place, given: Given) -> None:
         self._place, self._given = place, given
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer: ChatTokenizer | None = None
         self._box: Sandbox | None = None
         self._environments: dict[str, Environment] = {}
         self._programs: dict[str, Program] = {}
@@ -69,7 +71,9 @@ class Workshop:
         """Raises NotKnown with the option that would tell what is missing."""
         if entry.task is None:
             raise NotKnown(f"trace {entry.trace.id} was kept without its task: it can't be run again")
-        self._tokenizer = self._tokenizer or required_tokenizer(self._place, self._given)
+        policy = _policy_of(entry.trace)
+        if policy is None:
+            self._tokenizer = self._tokenizer or required_tokenizer(self._place, self._given)
         family = entry.task.family
         if family not in self._environments:
             self._environments[family] = environment_of(entry, self._given)
@@ -78,7 +82,7 @@ class Workshop:
         if harness not in self._programs:
             self._programs[harness] = program_of(entry, self._place, self._given, environment)
         budget = budget_of(self._place, self._given, environment)
-        return Made(entry.task, self._tokenizer, self._programs[harness], budget, environment, self)
+        return Made(entry.task, self._tokenizer, policy, self._programs[harness], budget, environment, self)
 
     def tools(self, environment: Environment) -> Toolbox:
         from noria.harness.examine import TOOL_LIMITS
@@ -90,3 +94,13 @@ class Workshop:
         if environment.name not in self._toolboxes:
             self._toolboxes[environment.name] = Toolbox(self._box, environment.tools)
         return self._toolboxes[environment.name]
+
+
+def _policy_of(trace: Trace) -> ChatPolicy | None:
+    """What lays views out for the endpoint that replied to them, and is asked nothing; None for replies of tokens."""
+    from noria.harness import Endpoint, EndpointPolicy
+
+    calls = [node.call for node in trace.nodes if node.call and not node.agent]
+    if not calls or calls[0].endpoint is None:
+        return None
+    return EndpointPolicy(Endpoint("http://localhost/v1", calls[0].endpoint.model, connections=1))

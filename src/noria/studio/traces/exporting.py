@@ -19,7 +19,7 @@ from noria.harness.traces.lines import SCORES, TASKS, TRACES
 from noria.studio.traces.standalone import standalone
 
 if TYPE_CHECKING:
-    from noria.data.tokenizer import Tokenizer
+    from noria.data.chat_tokenizer import ChatTokenizer
 
 
 def counted(library: Library, numbers: Sequence[int], report: Callable[[int, int], None]) -> Iterator[Entry]:
@@ -44,7 +44,7 @@ def write(format_: str, out: Path, entries: Iterable[Entry], title: str, model: 
         (out / f"{number:06d}.trajectory.json").write_text(text + "\n", encoding="utf-8")
 
 
-def html(out: Path, library: Library, number: int, tokenizer: Tokenizer | None) -> None:
+def html(out: Path, library: Library, number: int, tokenizer: ChatTokenizer | None) -> None:
     pieces: Callable[[int], str] | None = (lambda token: tokenizer.decode([token])) if tokenizer else None
     page = standalone(library.entry(number), library.row(number), pieces)
     out.write_text(page, encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from noria.artifacts import Artifact, Store, StoreError, Unknown
 
 if TYPE_CHECKING:
-    from noria.data.tokenizer import Tokenizer
+    from noria.data.chat_tokenizer import ChatTokenizer
     from noria.harness.environments.environment import Environment
     from noria.harness.program import Program
     from noria.harness.rollout import Budget
@@ -58,23 +59,36 @@ def find_place(reference: str, store: Store) -> Place:
     return Place(_only(artifact.content.parent), f"{artifact.manifest.step or reference} {key[:12]}", artifact, inputs)
 
 
-def tokenizer_of(place: Place, given: Given) -> Tokenizer | None:
-    """The one given, or the first that is found with the traces or with what they were made from."""
-    from noria.data.tokenizer import Tokenizer
-
+def tokenizer_of(place: Place, given: Given) -> ChatTokenizer | None:
+    """The one given, or the first that is found with the traces or with what they were made from. Raises NotKnown."""
     if given.tokenizer is not None:
-        path = given.tokenizer / "tokenizer.json" if given.tokenizer.is_dir() else given.tokenizer
-        return Tokenizer.load(path)
+        return _tokenizer(given.tokenizer)
     folders = [place.folder, *(one.content for one in (place.artifact, *place.inputs) if one)]
-    found = next((file for folder in folders if (file := folder / "tokenizer.json").is_file()), None)
-    return None if found is None else Tokenizer.load(found)
+    found = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
+    return None if found is None else _tokenizer(found)
 
 
-def required_tokenizer(place: Place, given: Given) -> Tokenizer:
+def required_tokenizer(place: Place, given: Given) -> ChatTokenizer:
     found = tokenizer_of(place, given)
     if found is None:
         raise NotKnown(f"no tokenizer.json lies with {place.title}: give the model's folder with --tokenizer")
     return found
+
+
+def _tokenizer(path: Path) -> ChatTokenizer:
+    """Of a model's folder or its tokenizer.json, this project's or an imported model's."""
+    from noria.data.chat_tokenizer import load_chat_tokenizer
+    from noria.data.tokenizer import Tokenizer
+
+    try:
+        if path.is_dir() or path.name == "tokenizer.json":
+            return load_chat_tokenizer(path if path.is_dir() else path.parent)
+        return Tokenizer.load(path)
+    except (OSError, ValueError) as error:
+        raise NotKnown(
+            f"no tokenizer for these traces: {error}. Give with --tokenizer this project's tokenizer.json, or an "
+            "imported model's folder with tokenizer.json and tokenizer_config.json"
+        ) from error
 
 
 def environment_of(entry: Entry, given: Given) -> Environment:
@@ -88,29 +102,45 @@ def environment_of(entry: Entry, given: Given) -> Environment:
 
 
 def program_of(entry: Entry, place: Place, given: Given, environment: Environment) -> Program:
-    """The one given; the source that the artifact or the folder keeps; the one that the trace names; the environment's.
+    """The one given; else that of the version which the trace recorded; else one of its name.
 
-    Its name is that in the trace, which only replays under the same one.
+    Sources are looked for with the artifact, in the folder, among noria's programs and in the environment. The name is
+    that in the trace, which only replays under the same one. Raises NotKnown where there is none.
     """
-    from noria.harness import bootstrapped, load_program
-    from noria.harness.bootstrap import MARK, program_named
+    from noria.harness import load_program
+    from noria.harness.bootstrap import MARK, bootstrapped
+
+    harness = entry.trace.harness
+    name = harness.partition("@")[0]
+    own = name.removesuffix(MARK)
+    if given.program:
+        loaded = load_program(given.program)
+        found = [replace(loaded, name=own) if given.program.endswith(".py") else loaded]
+    else:
+        found = list(_programs(own, place, environment))
+    if name != own:
+        found = [program if program.bootstrap else bootstrapped(program) for program in found]
+    if not found:
+        raise NotKnown(
+            f"trace {entry.trace.id} was made by the program {harness}, whose source lies neither with the traces "
+            "(program.py) nor with noria: give it with --program"
+        )
+    return next((program for program in found if program.label == harness), found[0])
+
+
+def _programs(name: str, place: Place, environment: Environment) -> Iterator[Program]:
+    from noria.harness import load_program, program_from_source
     from noria.harness.program import PROGRAMS
 
-    name = entry.trace.harness.partition("@")[0]
-    own = name.removesuffix(MARK)
-    kept = (place.folder / "program.py", place.folder.parent / "program.py")
-    if given.program:
-        program = load_program(given.program)
-        program = replace(program, name=own) if given.program.endswith(".py") else program
-    elif source := _recorded(place).get("program_source"):
-        return program_named(name, source)
-    elif path := next((path for path in kept if path.is_file()), None):
-        return program_named(name, path.read_text(encoding="utf-8"), str(path))
-    elif own.isidentifier() and (PROGRAMS / f"{own}.py").is_file():
-        program = load_program(own)
-    else:
-        program = environment.harness
-    return program if own == name or program.bootstrap else bootstrapped(program)
+    if source := _recorded(place).get("program_source"):
+        yield program_from_source(source, name)
+    for path in (place.folder / "program.py", place.folder.parent / "program.py"):
+        if path.is_file():
+            yield program_from_source(path.read_text(encoding="utf-8"), name, str(path))
+    if name.isidentifier() and (PROGRAMS / f"{name}.py").is_file():
+        yield load_program(name)
+    if environment.harness.name == name:
+        yield environment.harness
 
 
 def budget_of(place: Place, given: Given, environment: Environment) -> Budget:

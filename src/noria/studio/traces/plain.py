@@ -12,10 +12,10 @@ from noria.types import Node
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from noria.data.tokenizer import Tokenizer
+    from noria.data.chat_tokenizer import ChatTokenizer
 
 
-def print_trace(screen: Console, entry: Entry, tokenizer: Tokenizer | None, tokens: bool) -> None:
+def print_trace(screen: Console, entry: Entry, tokenizer: ChatTokenizer | None, tokens: bool) -> None:
     """Texts are printed as they are, but for control characters, which could move the cursor."""
     trace, score = entry.trace, entry.score
     _line(screen, f"trace {trace.id}  task {trace.task_id}  {trace.harness}  {trace.outcome}", "bold")

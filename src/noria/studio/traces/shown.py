@@ -43,7 +43,7 @@ def trace_json(entry: Entry, row: Mapping[str, Any], pieces: Pieces | None = Non
 def _node(trace: Trace, place: int, pieces: Pieces | None) -> dict[str, Any]:
     node = trace.nodes[place]
     shown: dict[str, Any] = {
-        "parents": list(node.parents),
+        "parents": list(dict.fromkeys(node.parents)),
         "role": node.message.role,
         "text": node.message.content,
         "agent": node.agent,
