@@ -110,7 +110,7 @@ def test_ladder_gives_every_size_the_same_share_and_keeps_to_its_budget():
 
 def test_with_a_longest_horizon_all_sizes_are_compared_at_equal_tokens_as_far_as_the_budget_goes():
     models, shares = [FAMILY.at(width) for width in (32, 64)], (0.25, 0.5, 1.0)
-    plan = plan_ladder(models, 3e10, shares, 3, 0.4, fixed_batch_tokens=256, most_tokens=50_000)
+    plan = plan_ladder(models, 4e10, shares, 3, 0.4, fixed_batch_tokens=256, most_tokens=50_000)
     small, large = plan.horizons
     assert small == tuple(int(share * 50_000 / 256) for share in shares)
     assert large == small[: len(large)] and 0 < len(large) < len(small)
@@ -119,18 +119,18 @@ def test_with_a_longest_horizon_all_sizes_are_compared_at_equal_tokens_as_far_as
         for model, steps in zip(plan.models, plan.horizons, strict=True)
     ]
     sweep = 3 * plan.sweep_steps * 256 * models[0].flops_per_token()
-    assert sum(costs) + sweep == pytest.approx(plan.flops, rel=0.01) and plan.flops <= 3e10
+    assert sum(costs) + sweep == pytest.approx(plan.flops, rel=0.02) and plan.flops <= 4e10
     # Where the budget buys every horizon, less than it is spent, and the plan says so.
     low = plan_ladder(models, 4e10, shares, 3, 0.4, fixed_batch_tokens=256, most_tokens=10_000)
     assert {steps[-1] for steps in low.horizons} == {10_000 // 256} and low.flops < 2e10
 
 
-def test_a_budget_that_ends_before_the_largest_size_says_how_much_it_needs():
+def test_a_budget_that_brings_not_every_size_to_the_shortest_horizon_says_how_much_it_needs():
     models, shares = [FAMILY.at(width) for width in (32, 64)], (0.25, 0.5, 1.0)
-    with pytest.raises(BudgetError, match="is spent before width 64") as caught:
+    with pytest.raises(BudgetError, match="does not bring every size") as caught:
         plan_ladder(models, 1.2e10, shares, 1, 0.4, fixed_batch_tokens=256, most_tokens=50_000)
     needed = float(str(caught.value).split("raise it to ")[1].split(" ")[0])
-    assert plan_ladder(models, 1.02 * needed, shares, 1, 0.4, 256, 50_000).horizons[1] == (48,)
+    assert plan_ladder(models, 1.01 * needed, shares, 1, 0.4, 256, 50_000).horizons == ((48,), (48,))
 
 
 def test_a_ladder_too_small_to_train_says_how_much_it_needs():

@@ -70,6 +70,18 @@ def test_heldout_error_is_measured_on_the_longest_horizon_of_each_size():
     assert measured.distance == pytest.approx(math.log(2))
 
 
+def test_where_only_the_largest_size_stopped_early_the_prediction_is_rehearsed_one_size_down():
+    horizons = (2e5, 4e5, 6.5e5, 1e6)
+    grid = [(n, d) for n in (1.5e5, 5e5) for d in horizons] + [(1e6, d) for d in horizons[:2]]
+    exact = [Point(n, d, LAW.loss(n, d)) for n, d in grid]
+    rehearsed = heldout_error(exact)
+    assert rehearsed.error < 1e-3 and rehearsed.distance == pytest.approx(math.log(1e6 / 4e5))
+    # Only the outcome that stands for the run's is judged: not what the fit is shown, nor the largest size.
+    raised = [Point(p.parameters, p.tokens, p.loss * 1.03) if p == exact[7] else p for p in exact]
+    assert heldout_error(raised).error == pytest.approx(0.03 / 1.03, abs=1e-3)
+    assert heldout_error([*exact[:9], Point(1e6, 4e5, 9.9)]) == rehearsed
+
+
 @pytest.mark.parametrize(
     ("points", "message"),
     [

@@ -88,18 +88,21 @@ def _equal_tokens(
     """The same horizons for all, so that sizes are compared at equal tokens; the largest stops where the budget does.
 
     A curve falls steeply while a skill is learnt and flatly after, so points of different stretches of it make one law
-    look like another. Small sizes come first: they carry the curve to its end, the largest says what size adds.
+    look like another. Every size gets the shortest horizon; then small sizes come first: they carry the curve to its
+    end, the largest says what size adds.
     """
-    left = flops - rates * horizons[0] * models[0].flops_per_token()
-    bought = []
-    for model in models:
-        within = [n for n in range(len(horizons), 0, -1) if _cost(model, horizons[:n], decay_share) <= left]
-        if not within:
-            least = flops - left + _cost(model, horizons[:1], decay_share)
-            raise BudgetError(
-                f"system.ladder_flops = {flops:.3g} is spent before width {model.width} reaches the shortest horizon "
-                f"of {horizons[0]:,.0f} tokens: raise it to {least:.2g} or more, or lower system.ladder_tokens"
-            )
-        bought.append(list(horizons[: within[0]]))
+    first = [_cost(model, horizons[:1], decay_share) for model in models]
+    swept = rates * horizons[0] * models[0].flops_per_token()
+    if swept + sum(first) > flops:
+        raise BudgetError(
+            f"system.ladder_flops = {flops:.3g} does not bring every size to the shortest horizon of "
+            f"{horizons[0]:,.0f} tokens: raise it to {swept + sum(first):.3g} or more, or lower system.ladder_tokens"
+        )
+    bought, left = [], flops - swept
+    for place, model in enumerate(models):
+        free = left - sum(first[place + 1 :])
+        within = (n for n in range(len(horizons), 1, -1) if _cost(model, horizons[:n], decay_share) <= free)
+        count = next(within, 1)
+        bought.append(list(horizons[:count]))
         left -= _cost(model, bought[-1], decay_share)
     return bought

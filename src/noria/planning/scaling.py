@@ -7,7 +7,7 @@ optimal tokens-per-parameter ratio steadiest at small sizes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +66,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class HeldoutError:
-    """Worst relative error on points that the fit did not see, and how far (in log N + log D) they lay beyond it."""
+    """Worst relative error on points that a fit did not see, and how far (in log N + log D) they lay beyond it."""
 
     error: float
     distance: float
@@ -108,7 +108,8 @@ def fit_with_uncertainty(points: Sequence[Point], samples: int = 200, seed: int 
 
 
 def heldout_error(points: Sequence[Point]) -> HeldoutError:
-    """The error on each size's longest horizon, predicted from all shorter ones.
+    """The error of predictions whose outcome is known: one like that of the run where the ladder has one, else each
+    size's longest horizon from all shorter ones.
 
     Residuals of fitted points cannot show that the form is wrong beyond them; this can. Where the shorter ones are too
     few to fit, the worst residual of the full fit stands in, as if it were made at a doubling.
@@ -116,6 +117,8 @@ def heldout_error(points: Sequence[Point]) -> HeldoutError:
     longest = {
         n: max(point.tokens for point in points if point.parameters == n) for n in {p.parameters for p in points}
     }
+    if rehearsed := _rehearsal(points, longest):
+        return rehearsed
     judged = [point for point in points if point.tokens == longest[point.parameters]]
     shorter = [point for point in points if point.tokens < longest[point.parameters]]
     try:
@@ -127,6 +130,22 @@ def heldout_error(points: Sequence[Point]) -> HeldoutError:
         distance = float(np.mean([np.log(longest[n] / seen[n]) for n in seen]))
     worst = max(abs(law.loss(point.parameters, point.tokens) - point.loss) / point.loss for point in judged)
     return HeldoutError(worst, distance)
+
+
+def _rehearsal(points: Sequence[Point], longest: Mapping[float, float]) -> HeldoutError | None:
+    """The run's own prediction, one size down: where every size but the largest reaches the longest horizon, the last
+    of these stands for the run. It is shown only as far as the largest got, and the largest not at all."""
+    *smaller, stopped, largest = sorted(longest)
+    furthest, shown = max(longest.values()), longest[largest]
+    if not smaller or shown == furthest or any(longest[n] < furthest for n in (*smaller, stopped)):
+        return None
+    seen = [p for p in points if p.parameters in smaller or (p.parameters == stopped and p.tokens <= shown)]
+    try:
+        law = fit_law(seen)
+    except ValueError:
+        return None
+    loss = next(p.loss for p in points if p.parameters == stopped and p.tokens == furthest)
+    return HeldoutError(abs(law.loss(stopped, furthest) - loss) / loss, float(np.log(furthest / shown)))
 
 
 def predict(fit: Fit, parameters: float, tokens: float, level: float = 0.95) -> tuple[float, float, float]:

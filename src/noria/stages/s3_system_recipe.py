@@ -143,7 +143,7 @@ def plan(config: Config, ladder: Step, shards: Step, tokenizer: Step, seed: int 
         name="plan",
         stage=STAGE,
         kind="plan",
-        version=2,
+        version=3,
         config=identity,
         inputs={"ladder": ladder, "shards": shards, "tokenizer": tokenizer},
         run=_run_plan,
