@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from noria.model.config import ModelConfig
 from noria.planning.budget import BudgetError, batch_tokens
+from noria.planning.scaling import FEWEST_POINTS
 
 # A horizon shorter than this is all warm-up and decay; and a ladder's runs keep about this many steps.
 FEWEST_STEPS, LADDER_STEPS = 8, 96
@@ -38,10 +39,11 @@ def plan_ladder(
     """Horizons of every size that together cost at most `flops`, the sweep included.
 
     Without `most_tokens` each size gets the same FLOPs and its horizons are shares of what they buy; with it the
-    horizons are shares of `most_tokens`. A size costs its longest stable part and a decay for each horizon; a rate of
+    longest horizon is `most_tokens`. A size costs its longest stable part and a decay for each horizon; a rate of
     the sweep costs a run to the shortest horizon of the smallest size. Raises BudgetError for a budget too small.
     """
-    models, shares = sorted(models, key=lambda model: model.parameters()), sorted(shares)
+    models = sorted(models, key=lambda model: model.parameters())
+    shares = [share / max(shares) for share in sorted(shares)]
     rates = rates if rates > 1 else 0
     if math.isinf(most_tokens):
         tokens = _equal_flops(models, flops, shares, rates, decay_share)
@@ -49,17 +51,46 @@ def plan_ladder(
         tokens = _equal_tokens(models, flops, [share * most_tokens for share in shares], rates, decay_share)
     batch = fixed_batch_tokens or batch_tokens(tokens[-1][-1], models[-1].context, LADDER_STEPS)
     horizons = tuple(tuple(int(horizon / batch) for horizon in row) for row in tokens)
-    if horizons[-1][0] < FEWEST_STEPS or any(len(set(row)) < len(row) for row in horizons):
-        needed = flops * (FEWEST_STEPS + 1) * batch / tokens[-1][0]
-        raise BudgetError(
-            f"system.ladder_flops = {flops:.3g} leaves {horizons[-1][0]} steps of {batch} tokens for the shortest "
-            f"horizon of width {models[-1].width}; at least {FEWEST_STEPS} are needed: raise it to {needed:.2g}, "
-            "or drop the largest size from system.ladder_widths"
-        )
+    _check(models, horizons, tokens, flops, batch, math.isinf(most_tokens))
     spent = sum(_cost(model, row, decay_share) for model, row in zip(models, tokens, strict=True))
     spent += rates * tokens[0][0] * models[0].flops_per_token()
     warmup_steps = max(1, math.ceil(horizons[-1][0] / 10))
     return LadderPlan(tuple(models), horizons, horizons[0][0], batch, warmup_steps, spent)
+
+
+def _check(
+    models: Sequence[ModelConfig],
+    horizons: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[float]],
+    flops: float,
+    batch: int,
+    equal_flops: bool,
+) -> None:
+    """Refuses, before anything is trained, a ladder whose runs are too short, alike, or too few for a law."""
+    steps = horizons[-1][0]
+    if steps < FEWEST_STEPS:
+        needed = flops * (FEWEST_STEPS + 1) * batch / tokens[-1][0]
+        remedy = (
+            f"raise it to {needed:.2g}, or drop the largest size from system.ladder_widths"
+            if equal_flops
+            else f"raise system.ladder_tokens to {tokens[-1][-1] * needed / flops:.2g} or the shortest ladder_horizons"
+        )
+        raise BudgetError(
+            f"system.ladder_flops = {flops:.3g} leaves {steps} steps of {batch} tokens for the shortest "
+            f"horizon of width {models[-1].width}; at least {FEWEST_STEPS} are needed: {remedy}"
+        )
+    for model, row in zip(models, horizons, strict=True):
+        if len(set(row)) < len(row):
+            raise BudgetError(
+                f"system.ladder_horizons of width {model.width} are {list(row)} steps of {batch} tokens, two of them "
+                "alike: set them further apart, or lower system.ladder_batch_tokens"
+            )
+    points = sum(len(row) for row in horizons)
+    if points < FEWEST_POINTS:
+        raise BudgetError(
+            f"system.ladder_flops = {flops:.3g} buys {points} runs of the ladder; a law needs {FEWEST_POINTS}: "
+            "raise it, or lower system.ladder_tokens"
+        )
 
 
 def _cost(model: ModelConfig, horizons: Sequence[float], decay_share: float) -> float:
@@ -76,10 +107,9 @@ def _equal_flops(
     size reaches a D near it, and the largest an N near it, where equal horizons for all would leave D ten times short
     (docs/stage3_system_recipe.md has the measurement).
     """
-    scaled = [share / shares[-1] for share in shares]
-    per_longest = (1 - decay_share) + decay_share * sum(scaled)
-    each = flops / (len(models) * per_longest + rates * scaled[0])  # what one run to a longest horizon may cost
-    return [[each / model.flops_per_token() * share for share in scaled] for model in models]
+    per_longest = (1 - decay_share) + decay_share * sum(shares)
+    each = flops / (len(models) * per_longest + rates * shares[0])  # what one run to a longest horizon may cost
+    return [[each / model.flops_per_token() * share for share in shares] for model in models]
 
 
 def _equal_tokens(

@@ -25,7 +25,8 @@ class LadderConfig(BaseModel):
     ladder_horizons: tuple[float, ...] = Field(
         default=(0.35, 0.6, 1.0),
         min_length=2,
-        description="token horizons in (0, 1], as shares of ladder_tokens, or without it of a size's longest",
+        description="token horizons in (0, 1] relative to each other: the largest stands for ladder_tokens, or without "
+        "it for the most that a size's FLOPs buy",
     )
     rate_sweep: tuple[float, ...] = Field(
         default=(0.012, 0.03, 0.075), min_length=1, description="learning rates tried on the smallest size"

@@ -27,7 +27,7 @@ Report = Callable[..., None]
 
 @dataclass(frozen=True)
 class LadderSettings:
-    """What to train on, and which sizes, horizons (shares of the longest) and rates to try."""
+    """What to train on, and which sizes, horizons (relative to the longest) and rates to try."""
 
     shards: Path
     tokenizer: Path
