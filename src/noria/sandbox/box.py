@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -72,10 +73,23 @@ class Sandbox:
         self.report = choose(kind, allow_weaker, self.profile)
         self.workers = workers or min(4, os.cpu_count() or 1)
         self._closed = False
-        self._idle = [Connection(self.limits, self.profile, self.report) for _ in range(self.workers)]
+        self._connections = tuple(Connection(self.limits, self.profile, self.report) for _ in range(self.workers))
+        self._stand_by()
+        _all.add(self)
+
+    def _stand_by(self) -> None:
+        """All connections idle, and threads that are started when they are first needed."""
+        self._idle = list(self._connections)
         self._free = threading.Semaphore(self.workers)
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox") if self.workers > 1 else None
+
+    def _leave_to_parent(self) -> None:
+        """In a fork, before anything else: its parent's servers are let go of, and what its parent's threads held or
+        were doing is made anew, for it has none of those threads."""
+        for connection in self._connections:
+            connection.leave_to_parent()
+        self._stand_by()
 
     @property
     def label(self) -> str:
@@ -216,6 +230,7 @@ def run_functions(candidates: Sequence[Candidate], limits: Limits | None = None)
     return _shared[limits].run_functions(candidates)
 
 
+_all: weakref.WeakSet[Sandbox] = weakref.WeakSet()
 _shared: dict[Limits, Sandbox] = {}
 _shared_lock = threading.Lock()
 
@@ -227,17 +242,15 @@ def _close_shared() -> None:
     _shared.clear()
 
 
-def _leave_shared() -> None:
-    """A fork makes its own: these have threads that it does not have, and servers that are its parent's."""
+def _leave_all_to_parent() -> None:
     global _shared_lock
     _shared_lock = threading.Lock()  # a thread of the parent may have held it
-    for box in _shared.values():
-        for connection in box._idle:
-            connection.close()
+    for box in list(_all):
+        box._leave_to_parent()
     _shared.clear()
 
 
-os.register_at_fork(after_in_child=_leave_shared)
+os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 def _pack(files: Mapping[str, bytes]) -> dict[str, str]:
