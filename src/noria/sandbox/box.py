@@ -124,17 +124,23 @@ class Sandbox:
         """One function, called in a workspace that holds `files`; the outcome's `files` are those afterwards."""
         return self._run(self._function_job(candidate, files or {}))
 
-    def run_functions_in(self, jobs: Sequence[tuple[Candidate, Mapping[str, bytes]]]) -> list[Outcome]:
-        """A batch of `run_function`: each candidate in a workspace of its own."""
-        return self._run_distinct([self._function_job(candidate, files) for candidate, files in jobs])
+    def run_functions_in(
+        self, jobs: Sequence[tuple[Candidate, Mapping[str, bytes]]], share: bool = True
+    ) -> list[Outcome]:
+        """A batch of `run_function`: each candidate in a workspace of its own; equal ones run once if they `share`."""
+        made = [self._function_job(candidate, files) for candidate, files in jobs]
+        return self._run_distinct(made) if share else self._run_each(made)
 
     def run_command(self, argv: Sequence[str], files: Mapping[str, bytes] | None = None) -> Outcome:
         """A program of /usr/bin (e.g. ["cat", "notes"]) run in a workspace that holds `files`. No shell is implied."""
         return self.run_commands([(argv, files or {})])[0]
 
-    def run_commands(self, jobs: Sequence[tuple[Sequence[str], Mapping[str, bytes]]]) -> list[Outcome]:
-        """A batch of `run_command`, in order; equal commands on equal files run once."""
-        return self._run_distinct([self._command_job(argv, files) for argv, files in jobs])
+    def run_commands(
+        self, jobs: Sequence[tuple[Sequence[str], Mapping[str, bytes]]], share: bool = True
+    ) -> list[Outcome]:
+        """A batch of `run_command`, in order; equal commands on equal files run once if they `share`."""
+        made = [self._command_job(argv, files) for argv, files in jobs]
+        return self._run_distinct(made) if share else self._run_each(made)
 
     def _command_job(self, argv: Sequence[str], files: Mapping[str, bytes]) -> _Job | _Refusal:
         if reason := _refuse_command(argv, self.limits) or _refuse_files(files, self.limits):
@@ -156,12 +162,13 @@ class Sandbox:
 
     def _run_distinct(self, jobs: Sequence[_Job | _Refusal]) -> list[Outcome]:
         distinct = list(dict.fromkeys(jobs))
-        if self._pool is None or len(distinct) < 2:
-            outcomes = [self._run(job) for job in distinct]
-        else:
-            outcomes = list(self._pool.map(self._run, distinct))
-        found = dict(zip(distinct, outcomes, strict=True))
+        found = dict(zip(distinct, self._run_each(distinct), strict=True))
         return [found[job] for job in jobs]
+
+    def _run_each(self, jobs: Sequence[_Job | _Refusal]) -> list[Outcome]:
+        if self._pool is None or len(jobs) < 2:
+            return [self._run(job) for job in jobs]
+        return list(self._pool.map(self._run, jobs))
 
     def _run(self, job: _Job | _Refusal) -> Outcome:
         if isinstance(job, _Refusal):
