@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from noria.harness.rollout import Budget
     from noria.harness.traces import Entry
 
-UNBOUNDED = 1 << 20  # tokens; a context that no trace comes near
-
 
 @dataclass(frozen=True)
 class Place:
@@ -165,6 +163,8 @@ def _recorded(place: Place) -> dict[str, Any]:
 
 def _context(place: Place) -> int:
     """The context of the model that made the traces, which bounded them; none where no model did."""
+    from noria.harness.budget import UNBOUNDED
+
     for one in place.inputs:
         path = one.content / "config.json"
         if path.is_file():
