@@ -14,12 +14,17 @@ from typer.testing import CliRunner
 from noria.cli import app, status_of
 from noria.data.tokenizer import train_tokenizer
 from noria.harness import Arena, Endpoint, EndpointPolicy, ScriptedSampler, load_program, rollout
+from noria.harness.bootstrap import bootstrapped
 from noria.harness.endpoint import read_reply
 from noria.harness.environments import lookup
+from noria.harness.policy import ModelFailed
 from noria.harness.traces import Entry, Library, TraceWriter, load
 from noria.harness.traces.log import MARK
+from noria.studio.traces.place import Given, NotKnown, Place, program_of
 from tests.harness.made_up_traces import entry, with_sub_agents
 from tests.inference.imported_model import TAGS, write_tokenizer
+
+OWN = replace(load_program("plain"), name="mine")  # a program that comes with no noria
 
 
 @pytest.fixture(scope="module")
@@ -183,20 +188,38 @@ def test_a_program_is_that_of_the_version_which_the_trace_recorded(rolled, tmp_p
     assert "--program" in message
 
 
+@pytest.mark.parametrize("recorded", ["mine", "mine+bootstrap"])
+@pytest.mark.parametrize("has", ["mine", "mine+bootstrap"])
+def test_a_program_of_the_environments_own_is_found_with_and_without_the_bootstrap(tmp_path, recorded, has):
+    made = {program.name: program for program in (OWN, bootstrapped(OWN))}
+    label = made[recorded].label
+    one = replace(entry(1), trace=replace(entry(1).trace, harness=label))
+    environment, place = replace(lookup.ENVIRONMENT, program=made[has]), Place(tmp_path, "run")
+    if (recorded, has) == ("mine", "mine+bootstrap"):
+        with pytest.raises(NotKnown, match="--program"):
+            program_of(one, place, Given(), environment)
+    else:
+        assert program_of(one, place, Given(), environment).label == label
+
+
 def test_the_replies_of_an_endpoint_replay_without_a_tokenizer(tmp_path):
+    environment = lookup.ENVIRONMENT
+    *tasks, unlucky = environment.generate(3, 0, "train")
+    program = load_program("plain")
+
     class Canned(EndpointPolicy):
         def reply(self, turns):
             usage = {"prompt_tokens": 5, "completion_tokens": 1}
-            raw = {"choices": [{"message": {"content": "7"}}], "usage": usage}
-            return [read_reply(json.dumps(raw).encode(), "m") for _ in turns]
+            raw = json.dumps({"choices": [{"message": {"content": "7"}}], "usage": usage}).encode()
+            return [ModelFailed("status 500") if turn.task is unlucky else read_reply(raw, "m") for turn in turns]
 
-    environment = lookup.ENVIRONMENT
-    tasks, program = environment.generate(2, 0, "train"), load_program("plain")
+    tasks = [unlucky, *tasks]  # one that has no reply at all
     with Canned(Endpoint("http://localhost:1/v1", "m")) as policy:
-        traces = rollout(tasks, [1, 2], policy, None, program, budget=environment.budget)
+        traces = rollout(tasks, [1, 2, 3], policy, None, program, budget=environment.budget)
+    assert [trace.outcome for trace in traces] == ["model_error", "finished", "finished"]
     with TraceWriter(tmp_path / "run") as writer:
         writer.append(Entry(trace, task) for trace, task in zip(traces, tasks, strict=True))
-    assert "2 of 2 traces replay exactly" in run("replay", "run")[1]
+    assert "3 of 3 traces replay exactly" in run("replay", "run")[1]
 
 
 @pytest.mark.slow

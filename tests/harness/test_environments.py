@@ -141,6 +141,8 @@ def test_the_check_of_a_broken_file_exits_with_one_and_says_which_gate(capsys, t
         ("gold=lambda task: 1 / 0", "broken: a policy raised ZeroDivisionError"),
         ("generate=lambda count, seed, split: [][0]", "broken: generate raised IndexError"),
         ("grader=lambda: int('x')", "broken: grader raised ValueError"),
+        # `generate` is of another file here, so it does not tell which file this is:
+        ("gold=lambda task: __import__('json').loads('{')", "a policy raised JSONDecodeError"),
         ("generate=lambda count, seed, split: __import__('json').loads('{')", "generate raised JSONDecodeError"),
     ],
 )
@@ -178,6 +180,9 @@ TASKS = "generate=lambda count, seed, split: [replace(t, {}) for t in E.generate
         ("generate=lambda count, seed, split: None", "must return a list of tasks, not None (NoneType)"),
         ("generate=lambda count, seed, split: ['a']", "a task must be a Task, not 'a' (str)"),
         ("gold=lambda task: lambda messages, seed: 42", "replied 42 (int): a reply must be text"),
+        ("reference=0.5", "`reference` must be a function, not 0.5 (float)"),
+        ("subagents=SUBAGENTS, helper='h'", "`helper` must be a function, not 'h' (str)"),
+        ("subagents=SUBAGENTS, helper=lambda task: {}['way']", "broken: helper raised KeyError: 'way' ("),
         ("gold=lambda task: '42'", "is '42' (str): `gold`, a cheat and `helper` must return a function"),
     ],
 )  # fmt: skip
@@ -185,6 +190,7 @@ def test_a_slip_of_an_author_is_told_with_the_environment_and_the_field(capsys, 
     path = tmp_path / "broken.py"
     path.write_text(
         "from dataclasses import replace\nfrom noria.harness.environments.calculator import ENVIRONMENT as E\n"
+        "from noria.harness.environments.parallel import ENVIRONMENT as P\nSUBAGENTS = P.subagents\n"
         f"ENVIRONMENT = replace(E, name='broken', {broken})\n"
     )
     status, told = command(capsys, action, str(path), "--tasks", "5")

@@ -9,12 +9,15 @@ from dataclasses import replace
 
 import pytest
 
+from noria.harness.environments import parallel
 from noria.harness.environments.calculator import ENVIRONMENT, compute
 from noria.harness.environments.environment import follow
 from noria.harness.examine import examine
 from noria.harness.gates import Gate, all_gates
+from noria.harness.program import program_from_source
 from noria.harness.reward import Parts
-from noria.harness.tools import HostTool, ToolResult
+from noria.harness.subagents import DESCRIPTIONS
+from noria.harness.tools import READ, HostTool, ToolResult
 from noria.harness.trace_grader import right_answer, trace_grader
 
 GATES = {"splits", "gold", "null", "random", "cheats", "re-run", "difficulty", "fuzz", "tools"}
@@ -166,6 +169,36 @@ def test_no_runs_pass_no_gate():
     assert [gate.name for gate in all_gates(bare) if gate.passed] == []
 
 
+def only_helpers_read(read=READ):
+    """`parallel` where the main agent has helpers and nothing else."""
+    source = (
+        "class Harness:\n    def view(self, state):\n        return state.messages\n"
+        f"    def tools(self, state):\n        return {tuple(DESCRIPTIONS)}\n"
+        "    def observe(self, state, action, result):\n        from noria.types import Message\n\n"
+        "        return (Message('tool', result),)\n"
+    )
+
+    def generate(count, seed, split):
+        made = parallel.generate(6 * count, seed, split)
+        return [task for task in made if task.hidden["kind"] == "independent"][:count]
+
+    program = program_from_source(source, "delegating")
+    return replace(parallel.ENVIRONMENT, generate=generate, tools=(read,), program=program)
+
+
+def test_tools_that_only_helpers_use_are_run_again():
+    (tools,) = (gate for gate in examine(only_helpers_read(), tasks=4, repeats=1).gates if gate.name == "tools")
+    assert tools.passed and not tools.evidence.startswith("0 calls")
+
+
+def test_a_flaky_tool_that_only_helpers_use_is_caught():
+    def run(call):
+        return ToolResult(f"see {next(COUNTER)}", call.files, call.notes)
+
+    flaky = HostTool("read", "", READ.parameters, run)
+    assert "read(" in {g.name: g for g in examine(only_helpers_read(flaky), 4, 1).gates}["tools"].evidence
+
+
 def test_tools_whose_every_repeat_was_lost_to_the_sandbox_are_not_called_steady():
     from noria.harness.gates import Repeated, tools_are_steady
 
@@ -180,7 +213,7 @@ def test_tools_whose_every_repeat_was_lost_to_the_sandbox_are_not_called_steady(
 
 @pytest.mark.parametrize("size", [0, 7, 40, 41, 60, 79, 80, 1000])
 def test_a_sample_is_spread_over_all_calls(size):
-    from noria.harness.examine import spread
+    from noria.harness.spread import spread
 
     sample = spread(range(size), 40)
     gaps = {after - before for before, after in itertools.pairwise([*sample, size])}

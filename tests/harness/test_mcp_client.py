@@ -31,7 +31,7 @@ class NoSandbox:
 
     label = ""
 
-    def run_functions_in(self, jobs: list[object]) -> list[object]:
+    def run_functions_in(self, jobs: list[object], share: bool) -> list[object]:
         assert not jobs
         return []
 

@@ -8,6 +8,7 @@ import pytest
 
 from noria.harness import Budget, ScriptedPolicy, load_program, program_from_source, replay, rollout
 from noria.harness import guard as guard_module
+from noria.harness.policy import WrongReply
 from noria.harness.program import ProgramError
 from noria.harness.tools import (
     FILE_TOOLS,
@@ -230,7 +231,7 @@ def test_a_rollout_without_a_toolbox_around_its_tools_is_refused(tokenizer, give
 
 def test_a_script_whose_reply_is_no_text_is_told_so(tokenizer, tools):
     policy = ScriptedPolicy(lambda one: lambda messages, seed: 42, tokenizer)
-    with pytest.raises(TypeError, match=r"replied 42 \(int\): a reply must be text"):
+    with pytest.raises(WrongReply, match=r"^the script for task x replied 42 \(int\): a reply must be text$"):
         rollout([task("x")], [1], policy, None, load_program("files"), budget=BUDGET, tools=tools)
 
 

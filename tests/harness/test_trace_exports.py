@@ -155,6 +155,7 @@ def test_views_are_the_messages_that_a_call_was_shown():
 
 VIEWS = {  # a program's view and what it tells of a result
     "whole": ("state.messages", "(result,)"),
+    "told nothing": ("state.messages", "()"),
     "told in two messages": ("state.messages", "('told: ' + result, 'and more')"),
     "last message": ("state.messages[-1:]", "(result,)"),
     "one that stands for all": ("(Message('user', f'turn {state.turn}'),)", "(result,)"),

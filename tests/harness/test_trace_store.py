@@ -344,7 +344,7 @@ def test_an_index_beside_the_traces_that_is_of_no_use_stays_as_it_is(tmp_path, m
     beside = tmp_path / "run" / "index.sqlite"
     written(tmp_path / "run", [entry(1)])
     stale = beside.read_bytes()
-    for content in (stale, b"damaged" * 1000):
+    for content in (stale, b"damaged" * 1000, b""):
         beside.write_bytes(content)
         with Library(tmp_path / "run") as library:
             assert library.count() == 2

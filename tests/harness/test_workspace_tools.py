@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from noria.harness.tools import PYTHON, TERMINAL, WORKSPACE_TOOLS, Toolbox, ToolCall
+from noria.harness.tools import PYTHON, TERMINAL, WORKSPACE_TOOLS, CommandTool, Tool, Toolbox, ToolCall
 from noria.sandbox import Limits, Sandbox
 
 FILES = {"notes.txt": "one\ntwo\nthree\n", "src/a.py": "x = 1\ny = 2\nx = 3\n", "src/deep/b.py": "import a\n"}
@@ -39,7 +39,9 @@ def test_a_command_that_hangs_or_dies_is_a_result_and_leaves_the_files(box, comm
 
 def test_the_commands_of_a_batch_run_together_each_on_its_own_files(box, monkeypatch):
     sizes, run_commands = [], box.box.run_commands
-    monkeypatch.setattr(box.box, "run_commands", lambda jobs: (sizes.append(len(jobs)), run_commands(jobs))[1])
+    monkeypatch.setattr(
+        box.box, "run_commands", lambda jobs, share: (sizes.append(len(jobs)), run_commands(jobs, share))[1]
+    )
     calls = [
         ToolCall("terminal", {"command": "cat a"}, {"a": "1"}),
         ToolCall("python", {"code": "print(open('a').read())"}, {"a": "2"}),
@@ -48,6 +50,17 @@ def test_the_commands_of_a_batch_run_together_each_on_its_own_files(box, monkeyp
     first, _, third = box.run(calls)
     assert (first.text, first.files) == ("1", {"a": "1"}) and (third.text, third.files) == ("3", {"a": "3", "b": "b\n"})
     assert sizes == [2]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_equal_calls_of_a_batch_share_a_run_only_where_the_tool_is_deterministic(box, deterministic):
+    source = "import os\ndef run(): return os.urandom(8).hex()"
+    draw = CommandTool("draw", "", (), lambda _: ["sh", "-c", "head -c 8 /dev/urandom | od -x"], deterministic)
+    tools = Toolbox(box.box, (draw, Tool("number", "", (), source, deterministic)))
+    for name in ("draw", "number"):
+        results = tools.run([ToolCall(name, {}, FILES)] * 3)
+        assert not any(result.failed for result in results)
+        assert len({result.text for result in results}) == (1 if deterministic else 3)
 
 
 def test_what_is_lost_of_a_commands_output_and_files_is_told(box):

@@ -219,6 +219,39 @@ def test_a_fork_has_servers_of_its_own_and_leaves_its_parents_alone():
     assert (done.stdout, done.stderr) == ("0 True\n", "")
 
 
+FORKS_OF_SEVERAL = """
+import os, signal, threading, time
+from noria.sandbox import Candidate, Sandbox
+
+def values(box, *sources):
+    return [outcome.values for outcome in box.run_functions([Candidate(source, "f", [[4]]) for source in sources])]
+
+PAIR = ("def f(x): return x", "def f(x): return x + 1")
+with Sandbox(workers=2) as box:
+    values(box, *PAIR)
+    slow = threading.Thread(target=values, args=(box, "import time\\ndef f(x): time.sleep(3)"))
+    slow.start()
+    while len(box._idle) == 2:
+        time.sleep(0.01)
+    box._lock.acquire()  # as another thread might at the fork
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        right = values(box, *PAIR) == [[4], [5]] and len(box._idle) == 2
+        box.close()
+        os._exit(0 if right else 9)
+    box._lock.release()
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    slow.join()
+    print(ended, values(box, *PAIR))
+"""
+
+
+def test_a_fork_runs_batches_of_a_sandbox_of_several_workers_that_was_busy():
+    done = subprocess.run([sys.executable, "-c", FORKS_OF_SEVERAL], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("0 [[4], [5]]\n", "")
+
+
 def test_a_closed_sandbox_starts_no_server():
     with Sandbox(workers=1) as sandbox:
         pass

@@ -34,7 +34,7 @@ def blamed(what: str, environment: Environment, function: Callable[P, T]) -> Cal
         except Exception as error:
             if type(error).__module__.startswith("noria."):
                 raise
-            said = f"{what} raised {type(error).__name__}: {error} ({_place(environment, error)})"
+            said = f"{what} raised {type(error).__name__}: {error} ({_place(error, function, environment.generate)})"
             raise EnvironmentFileError(f"{environment.name}: {said}") from error
 
     return call
@@ -59,10 +59,11 @@ def speaking(environment: Environment, task: Task, policy: object) -> Policy:
     return speak
 
 
-def _place(environment: Environment, error: Exception) -> str:
-    """file:line of the environment's own code that the error went through, else of where it was raised."""
-    own = getattr(getattr(environment.generate, "__code__", None), "co_filename", "")
-    if line := error_line(error, own):
-        return f"{own}:{line}"
+def _place(error: Exception, *functions: object) -> str:
+    """file:line of the first of the functions' files that the error went through, else of where it was raised."""
+    for function in functions:
+        own = getattr(getattr(function, "__code__", None), "co_filename", "")
+        if line := error_line(error, own):
+            return f"{own}:{line}"
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{frame.filename}:{frame.lineno}"

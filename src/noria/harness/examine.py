@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from noria.grading.grader import crash
 from noria.harness.author_errors import blamed, drawn, speaking
@@ -16,14 +16,11 @@ from noria.harness.hostile_traces import hostile_traces
 from noria.harness.policy import ScriptedPolicy
 from noria.harness.rollout import rollouts
 from noria.harness.scripted import Policy
-from noria.harness.subagents import DESCRIPTIONS
-from noria.harness.tools import Toolbox, ToolCall, ToolResult
-from noria.harness.tools.toolbox import INVALID
+from noria.harness.spread import spread
+from noria.harness.tools import Described, SandboxFailed, Toolbox, ToolCall, ToolResult, Tools
 from noria.harness.traces import Recorded
 from noria.sandbox import Limits, Sandbox
 from noria.types import Task, Trace, seed_of
-
-T = TypeVar("T")
 
 # A tool takes milliseconds. The backstop of wall time is far above, so that a busy machine decides nothing.
 TOOL_LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0)
@@ -78,14 +75,14 @@ def collect(
         toolbox = Toolbox(box, environment.tools)
         total = traces_of(environment, len(tasks), repeats)
         player = _Player(environment, toolbox, tasks, seed, lambda done: progress(done, total))
-        gold, gold_again = player.play(environment.gold), player.play(environment.gold)
+        heard = _Heard(toolbox)
+        gold, gold_again = player.play(environment.gold, tools=heard), player.play(environment.gold)
         null = player.play(lambda task: silent)
-        random, random_again = (player.play(lambda task: at_random(environment)) for _ in range(2))
+        random, random_again = (player.play(lambda task: at_random(environment), tools=at) for at in (heard, toolbox))
         cheats = {name: player.play(cheat) for name, cheat in environment.cheats.items()}
         slips = environment.reference or (lambda task, noise: slipping(environment, task, noise))
         reference = {noise: player.play(_at(slips, noise), repeats) for noise in NOISES}
-        recorded = [call for run in (gold, random) for call in calls_of(run)]
-        sample = spread(recorded, min(REPEATED_CALLS, CALLS_A_TASK * count))
+        sample = spread(heard.results, min(REPEATED_CALLS, CALLS_A_TASK * count))
         return Evidence(
             splits=splits,
             splits_again=again,
@@ -98,7 +95,7 @@ def collect(
             reference=reference,
             fuzzed=tuple(_fuzz(environment, null)),
             repeated=tuple(_repeat(toolbox, sample, environment.budget.result_bytes)),
-            tools=(*(tool.name for tool in environment.tools), *(DESCRIPTIONS if environment.subagents else ())),
+            tools=tuple(tool.name for tool in environment.tools),
         )
 
 
@@ -112,11 +109,6 @@ def play(
 ) -> Recorded:
     """`policy_of(task)` on each task, rolled out and graded. Reports each trace."""
     return _Player(environment, toolbox, tasks, seed, lambda done: progress(done, len(tasks))).play(policy_of)
-
-
-def spread(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of the items, evenly over all."""
-    return list(items) if len(items) <= most else [items[place * len(items) // most] for place in range(most)]
 
 
 class _Player:
@@ -135,11 +127,12 @@ class _Player:
         self.subagents = environment.subagents
         if self.subagents and environment.helper:
             # Helpers that are good at what they are asked: what is examined is the main agent.
-            helpers = {task.id: speaking(environment, task, environment.helper(task)) for task in self.tasks}
+            helper = blamed("helper", environment, environment.helper)
+            helpers = {task.id: speaking(environment, task, helper(task)) for task in self.tasks}
             policy = ScriptedPolicy(lambda task: helpers[task.id], self.tokenizer)
             self.subagents = replace(self.subagents, policy=policy)
 
-    def play(self, policy_of: Callable[[Task], Policy], repeats: int = 1) -> Recorded:
+    def play(self, policy_of: Callable[[Task], Policy], repeats: int = 1, tools: Tools | None = None) -> Recorded:
         tasks = [task for task in self.tasks for _ in range(repeats)]
         seeds = [seed_of(self.seed, task.id, number) for task in self.tasks for number in range(repeats)]
         make = blamed("a policy", self.environment, policy_of)
@@ -150,7 +143,7 @@ class _Player:
             policy,
             self.program,
             budget=self.environment.budget,
-            tools=self.toolbox,
+            tools=tools or self.toolbox,
             subagents=self.subagents,
             concurrent=CONCURRENT,
         )
@@ -163,33 +156,36 @@ class _Player:
         return trace
 
 
-def calls_of(run: Recorded) -> list[tuple[ToolCall, str]]:
-    """Each valid call of the main agents with what it acted on, and its result as `_told` puts it, in order."""
-    return [pair for task, trace in zip(run.tasks, run.traces, strict=True) for pair in _calls(task, trace)]
+class _Heard:
+    """A toolbox whose calls are kept with their results, those of sub-agents too."""
+
+    def __init__(self, toolbox: Toolbox) -> None:
+        self._toolbox = toolbox
+        self.results: list[tuple[ToolCall, ToolResult]] = []
+
+    @property
+    def described(self) -> Mapping[str, Described]:
+        return self._toolbox.described
+
+    def bind(self, tool: str, argument: str | Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._toolbox.bind(tool, argument)
+
+    def run(self, calls: Sequence[ToolCall]) -> list[ToolResult | SandboxFailed]:
+        results = self._toolbox.run(calls)
+        pairs = zip(calls, results, strict=True)
+        self.results += [(call, result) for call, result in pairs if isinstance(result, ToolResult)]
+        return results
 
 
-def _calls(task: Task, trace: Trace) -> Iterator[tuple[ToolCall, str]]:
-    files: dict[str, Any] = dict(task.hidden.get("files", {}))
-    notes: dict[str, Any] = {}
-    for node in trace.nodes:
-        if node.use is None or node.agent:
-            continue
-        call = ToolCall(node.use.tool, node.use.arguments, dict(files), dict(notes))
-        files, notes = _changed(files, node.use.files), _changed(notes, node.use.notes)
-        if not node.use.tool or node.use.tool in DESCRIPTIONS or node.message.content.startswith(INVALID):
-            continue
-        yield call, _told(node.message.content, files, notes)
-
-
-def _repeat(toolbox: Toolbox, recorded: Sequence[tuple[ToolCall, str]], shown_bytes: int) -> Iterator[Repeated]:
-    """In two batches: within one, the sandbox runs equal calls once. A record holds the `shown_bytes` of a result."""
+def _repeat(toolbox: Toolbox, recorded: Sequence[tuple[ToolCall, ToolResult]], shown_bytes: int) -> Iterator[Repeated]:
+    """In two batches: within one, the sandbox runs equal calls once. Of a text, the `shown_bytes` are compared."""
     calls = [call for call, _ in recorded]
     first, second = toolbox.run(calls), toolbox.run(calls)
     for (call, said), *again in zip(recorded, first, second, strict=True):
         results = [result for result in again if isinstance(result, ToolResult)]
-        told = tuple(_told(_shown(result.text, shown_bytes), result.files, result.notes) for result in results)
         declared = all(result.deterministic for result in results)
-        yield Repeated(call.tool, call.arguments, declared, said, told)
+        told = tuple(_told(result, shown_bytes) for result in results)
+        yield Repeated(call.tool, call.arguments, declared, _told(said, shown_bytes), told)
 
 
 def _fuzz(environment: Environment, null: Recorded) -> Iterator[Fuzzed]:
@@ -211,14 +207,6 @@ def _at(slips: Callable[[Task, float], Policy], noise: float) -> Callable[[Task]
     return lambda task: slips(task, noise)
 
 
-def _changed(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {**before, **changes}
-    return {key: value for key, value in merged.items() if value is not None}
-
-
-def _told(text: str, files: object, notes: object) -> str:
-    return json.dumps([text, files, notes], sort_keys=True, default=repr)
-
-
-def _shown(text: str, shown_bytes: int) -> str:
-    return text.encode("utf-8", "replace")[:shown_bytes].decode("utf-8", "ignore")
+def _told(result: ToolResult, shown_bytes: int) -> str:
+    text = result.text.encode("utf-8", "replace")[:shown_bytes].decode("utf-8", "ignore")
+    return json.dumps([text, dict(result.files), dict(result.notes)], sort_keys=True, default=repr)

@@ -181,7 +181,8 @@ class ScriptedPolicy(TokenPolicy):
         return [self._reply(turn) for turn in turns]
 
     def _reply(self, turn: Turn) -> Reply:
-        ids = reply_ids(self.script_of(turn.task)(turn.view, turn.params.seed), self.tokenizer)
+        said = self.script_of(turn.task)(turn.view, turn.params.seed)
+        ids = reply_ids(said, self.tokenizer, f"the script for task {turn.task.id:.40}")
         kept = tuple(ids[: turn.params.max_tokens])
         finish = "stop" if len(kept) == len(ids) else "length"
         call = ModelCall(turn.prompt.ids, kept, (0.0,) * len(kept), 0, finish)
@@ -193,11 +194,15 @@ class _NoSampler:
         raise NotImplementedError("a script samples nothing")
 
 
-def reply_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+class WrongReply(ValueError):
+    """What a script replied is no text; the message names the task."""
+
+
+def reply_ids(text: str, tokenizer: Tokenizer, whose: str = "a scripted policy") -> list[int]:
     """Ids of a scripted reply with its end: like `encode_reply`, but each `<|call|>` of a reply that begins with one
-    is the call token. Raises TypeError where the script's reply is no text."""
+    is the call token. Raises WrongReply where the script's reply is no text."""
     if not isinstance(text, str):
-        raise TypeError(f"a scripted policy replied {text!r:.60} ({type(text).__name__}): a reply must be text")
+        raise WrongReply(f"{whose} replied {text!r:.60} ({type(text).__name__}): a reply must be text")
     thinking, body = "", text
     if text.startswith(THINK_OPEN) and THINK_CLOSE in text:
         place = text.index(THINK_CLOSE) + len(THINK_CLOSE)

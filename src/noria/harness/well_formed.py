@@ -27,6 +27,7 @@ FIELDS: Mapping[str, tuple[type, ...]] = {
     "subagents": (SubAgents, type(None)),
     "tasks_to_check": (int,),
 }
+MAY_BE_NONE = ("helper", "reference")
 TEXTS = ("id", "answer", "family", "domain")  # of a task
 
 
@@ -43,9 +44,10 @@ def wrong_in_environment(environment: Environment) -> str:
             return f"`{name}` must be {_kinds(kinds)}, not {_shown(value)}{extra}"
     if wrong := wrong_in_tools(environment.tools):
         return f"`tools`: {wrong}"
-    for name in ("generate", "grader", "gold"):
-        if not callable(getattr(environment, name)):
-            return f"`{name}` must be a function, not {_shown(getattr(environment, name))}"
+    for name in ("generate", "grader", "gold", "helper", "reference"):
+        value = getattr(environment, name)
+        if not callable(value) and not (value is None and name in MAY_BE_NONE):
+            return f"`{name}` must be a function, not {_shown(value)}"
     if not environment.cheats:
         return "`cheats` is empty: name at least one way to look good without doing it"
     for name, cheat in environment.cheats.items():

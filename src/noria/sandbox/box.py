@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -72,10 +73,23 @@ class Sandbox:
         self.report = choose(kind, allow_weaker, self.profile)
         self.workers = workers or min(4, os.cpu_count() or 1)
         self._closed = False
-        self._idle = [Connection(self.limits, self.profile, self.report) for _ in range(self.workers)]
+        self._connections = tuple(Connection(self.limits, self.profile, self.report) for _ in range(self.workers))
+        self._stand_by()
+        _all.add(self)
+
+    def _stand_by(self) -> None:
+        """All connections idle, and threads that are started when they are first needed."""
+        self._idle = list(self._connections)
         self._free = threading.Semaphore(self.workers)
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox") if self.workers > 1 else None
+
+    def _leave_to_parent(self) -> None:
+        """In a fork, before anything else: its parent's servers are let go of, and what its parent's threads held or
+        were doing is made anew, for it has none of those threads."""
+        for connection in self._connections:
+            connection.leave_to_parent()
+        self._stand_by()
 
     @property
     def label(self) -> str:
@@ -110,17 +124,23 @@ class Sandbox:
         """One function, called in a workspace that holds `files`; the outcome's `files` are those afterwards."""
         return self._run(self._function_job(candidate, files or {}))
 
-    def run_functions_in(self, jobs: Sequence[tuple[Candidate, Mapping[str, bytes]]]) -> list[Outcome]:
-        """A batch of `run_function`: each candidate in a workspace of its own."""
-        return self._run_distinct([self._function_job(candidate, files) for candidate, files in jobs])
+    def run_functions_in(
+        self, jobs: Sequence[tuple[Candidate, Mapping[str, bytes]]], share: bool = True
+    ) -> list[Outcome]:
+        """A batch of `run_function`: each candidate in a workspace of its own; equal ones run once if they `share`."""
+        made = [self._function_job(candidate, files) for candidate, files in jobs]
+        return self._run_distinct(made) if share else self._run_each(made)
 
     def run_command(self, argv: Sequence[str], files: Mapping[str, bytes] | None = None) -> Outcome:
         """A program of /usr/bin (e.g. ["cat", "notes"]) run in a workspace that holds `files`. No shell is implied."""
         return self.run_commands([(argv, files or {})])[0]
 
-    def run_commands(self, jobs: Sequence[tuple[Sequence[str], Mapping[str, bytes]]]) -> list[Outcome]:
-        """A batch of `run_command`, in order; equal commands on equal files run once."""
-        return self._run_distinct([self._command_job(argv, files) for argv, files in jobs])
+    def run_commands(
+        self, jobs: Sequence[tuple[Sequence[str], Mapping[str, bytes]]], share: bool = True
+    ) -> list[Outcome]:
+        """A batch of `run_command`, in order; equal commands on equal files run once if they `share`."""
+        made = [self._command_job(argv, files) for argv, files in jobs]
+        return self._run_distinct(made) if share else self._run_each(made)
 
     def _command_job(self, argv: Sequence[str], files: Mapping[str, bytes]) -> _Job | _Refusal:
         if reason := _refuse_command(argv, self.limits) or _refuse_files(files, self.limits):
@@ -142,12 +162,13 @@ class Sandbox:
 
     def _run_distinct(self, jobs: Sequence[_Job | _Refusal]) -> list[Outcome]:
         distinct = list(dict.fromkeys(jobs))
-        if self._pool is None or len(distinct) < 2:
-            outcomes = [self._run(job) for job in distinct]
-        else:
-            outcomes = list(self._pool.map(self._run, distinct))
-        found = dict(zip(distinct, outcomes, strict=True))
+        found = dict(zip(distinct, self._run_each(distinct), strict=True))
         return [found[job] for job in jobs]
+
+    def _run_each(self, jobs: Sequence[_Job | _Refusal]) -> list[Outcome]:
+        if self._pool is None or len(jobs) < 2:
+            return [self._run(job) for job in jobs]
+        return list(self._pool.map(self._run, jobs))
 
     def _run(self, job: _Job | _Refusal) -> Outcome:
         if isinstance(job, _Refusal):
@@ -216,6 +237,7 @@ def run_functions(candidates: Sequence[Candidate], limits: Limits | None = None)
     return _shared[limits].run_functions(candidates)
 
 
+_all: weakref.WeakSet[Sandbox] = weakref.WeakSet()
 _shared: dict[Limits, Sandbox] = {}
 _shared_lock = threading.Lock()
 
@@ -227,17 +249,15 @@ def _close_shared() -> None:
     _shared.clear()
 
 
-def _leave_shared() -> None:
-    """A fork makes its own: these have threads that it does not have, and servers that are its parent's."""
+def _leave_all_to_parent() -> None:
     global _shared_lock
     _shared_lock = threading.Lock()  # a thread of the parent may have held it
-    for box in _shared.values():
-        for connection in box._idle:
-            connection.close()
+    for box in list(_all):
+        box._leave_to_parent()
     _shared.clear()
 
 
-os.register_at_fork(after_in_child=_leave_shared)
+os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 def _pack(files: Mapping[str, bytes]) -> dict[str, str]:

@@ -63,7 +63,7 @@ class Connection:
         Memory that the job's processes used up together is no fault of the server, even where it is the one to go.
         """
         if self._owner != os.getpid():
-            self._leave_to_parent()
+            self.leave_to_parent()
         reason, kills = "", 0
         for _ in range(2):
             try:
@@ -85,7 +85,7 @@ class Connection:
     def close(self) -> None:
         """Ends the server. In a fork of the process that started it: only lets go of it."""
         if self._owner != os.getpid():
-            self._leave_to_parent()
+            self.leave_to_parent()
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -102,7 +102,7 @@ class Connection:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    def _leave_to_parent(self) -> None:
+    def leave_to_parent(self) -> None:
         """A fork has a copy of all this, and the server belongs to its parent: it may neither end nor ask it."""
         if self._process is not None:
             self._process.returncode = 0  # else Python would warn of a child that was never waited for

@@ -126,6 +126,7 @@ def rules_of(release: ReleaseSection, grader: task_sets.TaskGrader) -> s9.Verdic
 
 
 def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[str, Any]:
+    from noria.harness.spread import spread
     from noria.posttraining import GrpoConfig, improve
     from noria.posttraining.watch import watcher
     from noria.stages.training_progress import training_progress
@@ -137,7 +138,7 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
     progress = replace(progress, checkpoint_seconds=_checkpoint_seconds(model))
     reference = copy.deepcopy(model).eval()
     tasks = task_sets.read(context.inputs["tasks"].content, "train")
-    held_out = _spread(task_sets.read(context.inputs["tasks"].content, "heldout"), config.probe_tasks)
+    held_out = spread(task_sets.read(context.inputs["tasks"].content, "heldout"), config.probe_tasks)
     room = room_of([*tasks, *held_out], tokenizer, config.max_tokens, model)
 
     roll, greedy = (
@@ -188,11 +189,6 @@ def _checkpoint_seconds(model: Transformer) -> float:
     """Between two checkpoints: weights and two moments in fp32, written and hashed at some 300 MB/s, shall cost a tenth
     of the time."""
     return max(0.2, 12.0 * sum(parameter.numel() for parameter in model.parameters()) / 30e6)
-
-
-def _spread(tasks: Sequence[Task], count: int) -> list[Task]:
-    """At most `count` of the tasks, evenly over their order (and so over their families)."""
-    return list(tasks) if len(tasks) <= count else [tasks[place * len(tasks) // count] for place in range(count)]
 
 
 def _share_right(scores: Sequence[Score], threshold: float) -> float:

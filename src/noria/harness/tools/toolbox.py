@@ -1,12 +1,15 @@
-"""What a tool is, and how a batch of calls is run: in the sandbox a warm fork each, equal calls on equal files once."""
+"""What a tool is, and how a batch of calls is run: in the sandbox a warm fork each, equal calls on equal files once
+where the tool is deterministic."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from noria.sandbox import Candidate, Outcome, Sandbox
+
+J = TypeVar("J")
 
 # What a result begins with when the call was invalid (never run), or ran and failed. A tool's own text that begins so
 # gets a leading space, so that a recorded result says by itself what it was.
@@ -174,16 +177,23 @@ class Toolbox:
                     results[place] = _at_fault(call, error, tool.deterministic)
             else:
                 results[place] = _host_result(tool, call)
-        files = {place: _as_bytes(calls[place].files) for place in (*functions, *commands)}
-        ran = self.box.run_functions_in([(candidate, files[place]) for place, candidate in functions.items()])
-        for place, outcome in zip(functions, ran, strict=True):
-            steady = self.tools[calls[place].tool].deterministic
-            results[place] = self._labelled(_function_result(calls[place], outcome, steady))
-        ran = self.box.run_commands([(argv, files[place]) for place, argv in commands.items()])
-        for place, outcome in zip(commands, ran, strict=True):
-            steady = self.tools[calls[place].tool].deterministic
-            results[place] = self._labelled(_command_result(calls[place], outcome, steady))
+        results.update(self._boxed(calls, functions, self.box.run_functions_in, _function_result))
+        results.update(self._boxed(calls, commands, self.box.run_commands, _command_result))
         return [results[place] for place in range(len(calls))]
+
+    def _boxed(
+        self,
+        calls: Sequence[ToolCall],
+        jobs: Mapping[int, J],
+        run: Callable[[Sequence[tuple[J, Mapping[str, bytes]]], bool], list[Outcome]],
+        told: Callable[[ToolCall, Outcome, bool], ToolResult | SandboxFailed],
+    ) -> Iterator[tuple[int, ToolResult | SandboxFailed]]:
+        """(place, result) of each job. Equal ones share a run only where they would give an equal result."""
+        for steady in (True, False):
+            places = [place for place in jobs if self.tools[calls[place].tool].deterministic == steady]
+            ran = run([(jobs[place], _as_bytes(calls[place].files)) for place in places], steady) if places else []
+            for place, outcome in zip(places, ran, strict=True):
+                yield place, self._labelled(told(calls[place], outcome, steady))
 
     def _labelled(self, result: ToolResult | SandboxFailed) -> ToolResult | SandboxFailed:
         return result if isinstance(result, SandboxFailed) else replace(result, sandbox=self.sandbox)

@@ -84,19 +84,19 @@ class Index:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._told():
-            if not self._open():
+            if not self._open(make):
                 if not make:
                     raise TraceFileError(f"{path}: no index of this version")
                 path.unlink()
                 self._open()
 
-    def _open(self) -> bool:
-        """Whether what is there is an index of this version; where there is none, one is made."""
+    def _open(self, make: bool = True) -> bool:
+        """Whether what is there is an index of this version; where there is none, one is made if `make`."""
         self.db = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             # Derived data: after a power cut it is made anew, so it need not wait for the disk.
             self.db.execute("PRAGMA synchronous = OFF")
-            if self._version() == 0:
+            if make and self._version() == 0:
                 self.db.execute("BEGIN IMMEDIATE")  # and look again: another process may just have made it
                 if self._version() == 0 and not self.db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
                     for statement in _SCHEMA.split(";"):

@@ -125,7 +125,8 @@ def _before(trace: Trace, place: int) -> int | None:
     if not node.parents:
         return None
     above = node.parents[0]
-    if node.call is not None and trace.harness != FOREIGN:  # what it was shown need not be all that came before it
+    whole = len(node.parents) == 1 and bool(trace.nodes[above].parents)
+    if node.call is not None and not whole and trace.harness != FOREIGN:  # it need not have been shown all before it
         return _last_of_history(trace, place)
     if node.call is None and node.use is None and trace.nodes[above].use is not None:
         told = [other for other in range(above + 1, place) if trace.nodes[other].parents == (above,)]
@@ -141,5 +142,8 @@ def _last_of_history(trace: Trace, before: int) -> int | None:
     """The last message of the agent's history: its first node, or one that follows another. Those that a program wrote
     for a view alone follow none."""
     agent = trace.nodes[before].agent
-    own = [place for place in range(before) if trace.nodes[place].agent == agent]
-    return next((place for place in reversed(own) if trace.nodes[place].parents or place == own[0]), None)
+    for place in range(before - 1, -1, -1):
+        node = trace.nodes[place]
+        if node.agent == agent and (node.parents or all(other.agent != agent for other in trace.nodes[:place])):
+            return place
+    return None

@@ -97,10 +97,14 @@ class Workshop:
 
 
 def _policy_of(trace: Trace) -> ChatPolicy | None:
-    """What lays views out for the endpoint that replied to them, and is asked nothing; None for replies of tokens."""
+    """What lays views out for the endpoint that was asked, and is asked nothing; None for replies of tokens.
+
+    Without a reply, only an endpoint can have failed: a local model gives tokens.
+    """
     from noria.harness import Endpoint, EndpointPolicy
 
     calls = [node.call for node in trace.nodes if node.call and not node.agent]
-    if not calls or calls[0].endpoint is None:
+    replied = calls[0].endpoint if calls else None
+    if replied is None and (calls or trace.outcome != "model_error"):
         return None
-    return EndpointPolicy(Endpoint("http://localhost/v1", calls[0].endpoint.model, connections=1))
+    return EndpointPolicy(Endpoint("http://localhost/v1", replied.model if replied else "unknown", connections=1))

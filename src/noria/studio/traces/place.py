@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from noria.harness.rollout import Budget
     from noria.harness.traces import Entry
 
-UNBOUNDED = 1 << 20  # tokens; a context that no trace comes near
-
 
 @dataclass(frozen=True)
 class Place:
@@ -117,7 +115,7 @@ def program_of(entry: Entry, place: Place, given: Given, environment: Environmen
         loaded = load_program(given.program)
         found = [replace(loaded, name=own) if given.program.endswith(".py") else loaded]
     else:
-        found = list(_programs(own, place, environment))
+        found = list(_programs(name, place, environment))
     if name != own:
         found = [program if program.bootstrap else bootstrapped(program) for program in found]
     if not found:
@@ -129,17 +127,20 @@ def program_of(entry: Entry, place: Place, given: Given, environment: Environmen
 
 
 def _programs(name: str, place: Place, environment: Environment) -> Iterator[Program]:
+    """Those that may have made traces of `name`: of this name, or of the one that it has without the bootstrap."""
     from noria.harness import load_program, program_from_source
+    from noria.harness.bootstrap import MARK
     from noria.harness.program import PROGRAMS
 
+    own = name.removesuffix(MARK)
     if source := _recorded(place).get("program_source"):
-        yield program_from_source(source, name)
+        yield program_from_source(source, own)
     for path in (place.folder / "program.py", place.folder.parent / "program.py"):
         if path.is_file():
-            yield program_from_source(path.read_text(encoding="utf-8"), name, str(path))
-    if name.isidentifier() and (PROGRAMS / f"{name}.py").is_file():
-        yield load_program(name)
-    if environment.harness.name == name:
+            yield program_from_source(path.read_text(encoding="utf-8"), own, str(path))
+    if own.isidentifier() and (PROGRAMS / f"{own}.py").is_file():
+        yield load_program(own)
+    if environment.harness.name in (own, name):
         yield environment.harness
 
 
@@ -162,6 +163,8 @@ def _recorded(place: Place) -> dict[str, Any]:
 
 def _context(place: Place) -> int:
     """The context of the model that made the traces, which bounded them; none where no model did."""
+    from noria.harness.budget import UNBOUNDED
+
     for one in place.inputs:
         path = one.content / "config.json"
         if path.is_file():
