@@ -13,19 +13,16 @@ from typing import Any
 from noria.harness.budget import Budget, Sampling
 from noria.harness.changes import changed, changes
 from noria.harness.guard import guarded
-from noria.harness.policy import ChatPolicy, ModelFailed, Prompt, Reply, Said, Turn
+from noria.harness.known_tokens import counted, extended, prompt_tokens, tokens_said
+from noria.harness.policy import ChatPolicy, ModelFailed, Prompt, Reply, Turn
 from noria.harness.program import Action, Program, State
 from noria.harness.subagents import ASSIGN, CREATE, DESCRIPTIONS, NOTES, SubAgents, create
 from noria.harness.tools import Described, InvalidCall, SandboxFailed, ToolResult, Tools
 from noria.harness.tools.toolbox import ERROR, INVALID, bind, own_text, parameters_schema
 from noria.inference import SamplingParams
 from noria.inference.tool_calls import ToolSpec
-from noria.types import Message, ModelCall, Node, Task, ToolUse, seed_of, split_thinking
+from noria.types import Message, Node, Task, ToolUse, seed_of, split_thinking
 
-NOT_COUNTED = (
-    "the endpoint's reply has no `usage`, so a budget of `context` or `tokens` can't be kept: give one without these "
-    "two, or have the server count"
-)
 COUNTS = ("tool_calls", "invalid_calls", "failed_calls", "backstop_fired")
 
 
@@ -111,13 +108,14 @@ class Conversation:
             if not view or not all(isinstance(message, Message) for message in view):
                 raise TypeError("view must return at least one Message and nothing else")
             self._shown, tools = self._view_nodes(view), self._specs()
-            said = self._said() if tools == self._tools_shown else None
+            seen = extended(self._shown, self.nodes, self._saw)
+            said = tokens_said(seen) if tools == self._tools_shown else None
             self._tools_shown = tools
             self._prompt = self.policy.lay_out([self.nodes[place] for place in self._shown], tools, said)
         except Exception as error:  # noqa: BLE001 - as above
             self._program_failed("view", error)
             return None
-        room = self.budget.context - self._prompt_tokens()
+        room = self.budget.context - prompt_tokens(self._prompt, seen)
         if room < 1:
             self.outcome = "context_limit"
             return None
@@ -136,8 +134,7 @@ class Conversation:
 
     def accept(self, reply: Reply | ModelFailed) -> None:
         """Record what was said; its calls are then waiting in `actions`."""
-        if isinstance(reply, Reply) and not reply.call.counted and self.budget.needs_counts:
-            reply = ModelFailed(NOT_COUNTED)
+        reply = counted(reply, self.budget)
         if isinstance(reply, ModelFailed):
             self.outcome = "model_error"
             self._node(Message("system", f"model error: {reply}"[:500]), tuple(self.history[-1:]))
@@ -342,29 +339,6 @@ class Conversation:
         known |= DESCRIPTIONS if self.subagents else {}
         names = [name for name in self._allowed if name in known]
         return tuple(ToolSpec(name, known[name].description, parameters_schema(known[name])) for name in names)
-
-    def _extended(self) -> tuple[int, ModelCall] | None:
-        """How much of the view is what the model saw last and its reply to it, and that call; None where it is not."""
-        for count in range(len(self._shown), 0, -1):
-            place = self._shown[count - 1]
-            call = self.nodes[place].call
-            if call is not None:
-                return (count, call) if self._saw.get(place) == self._shown[: count - 1] else None
-        return None
-
-    def _said(self) -> Said | None:
-        """The part of the view whose tokens are known."""
-        extended = self._extended()
-        if extended is None or extended[1].endpoint is not None:
-            return None
-        count, call = extended
-        return Said(count, (*call.prompt_ids, *call.token_ids))
-
-    def _prompt_tokens(self) -> int:
-        """Of the view as it was laid out. Of an endpoint's at least as many: those of the last prompt, where this view
-        extends it; thinking that was counted in the reply need not be sent back."""
-        extended = None if self._prompt.ids else self._extended()
-        return extended[1].prompt_tokens if extended else len(self._prompt.ids)
 
     def _view_nodes(self, view: Sequence[Message]) -> tuple[int, ...]:
         """The node of each message of the view: by identity where it was passed on, else a node of its own."""
