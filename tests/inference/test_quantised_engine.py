@@ -10,7 +10,7 @@ import torch
 from noria.inference import Engine, Request, SamplingParams, native, sampler, weights
 from noria.inference import network as network_module
 from noria.inference.network import AnyTransformer, PlainDecoder
-from noria.inference.quantised_matrix import QuantisedMatrix
+from noria.inference.panel_matrix import PanelMatrix
 from noria.inference.vllm import VllmEngine
 from noria.inference.weights import multiply, pack
 from noria.model import ModelConfig, Transformer
@@ -50,6 +50,8 @@ def restored(weight: torch.Tensor, bits: int) -> torch.Tensor:
     """By way of `model/quantised.py` alone."""
     if weight.ndim == 3:
         return torch.stack([restored(each, bits) for each in weight])
+    if bits == 16:
+        return weight.bfloat16().float()
     if bits == 8:
         return restore_rows(*quantise_rows(weight))
     padded = torch.nn.functional.pad(weight, (0, -weight.shape[1] % 32))
@@ -91,7 +93,7 @@ def difference(model: Transformer, requests, completions) -> float:
     return sum(found) / len(found)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("inputs", [320, 50])
 def test_the_kernel_multiplies_with_the_restored_matrix_as_its_twin_does(bits, dtype, inputs, monkeypatch):
@@ -116,7 +118,7 @@ def test_the_kernel_multiplies_with_the_restored_matrix_as_its_twin_does(bits, d
     assert multiply(x[:0], matrix).shape == (0, 130)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_of_a_product_does_not_depend_on_the_others(bits, dtype, monkeypatch):
     g = torch.Generator().manual_seed(0)
@@ -247,7 +249,7 @@ def merged_state(model: Transformer) -> dict[str, torch.Tensor]:
 
 def test_tables_are_shared_where_head_and_embedding_are_tied(models):
     network = Engine(models["plain"], -1, precision="int8")._network
-    assert isinstance(network._table, QuantisedMatrix) and network._table is network._head.packed
+    assert isinstance(network._table, PanelMatrix) and network._table is network._head.packed
     network = Engine(models["llama"], -1, precision="int8")._network
     assert network._table is not network._head.packed
 

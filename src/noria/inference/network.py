@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from noria.inference.batch import Batch
 from noria.inference.cache import BLOCK, PagedCache
 from noria.inference.native import HEAD_WIDTHS, NativeKernels, kernels
-from noria.inference.quantised_matrix import Bits, QuantisedMatrix
+from noria.inference.panel_matrix import Bits, PanelMatrix
 from noria.inference.weights import (
     TABLE_BITS,
     Matrix,
@@ -143,7 +143,7 @@ class PlainDecoder:
         native.set_threads(torch.get_num_threads())
         count, heads, width = len(batch.token_N), config.heads, config.head_width
         table = self._table
-        x_ND = table.rows(batch.token_N) if isinstance(table, QuantisedMatrix) else table[batch.token_N].float()
+        x_ND = table.rows(batch.token_N) if isinstance(table, PanelMatrix) else table[batch.token_N].float()
         if config.embedding_scale != 1.0:
             x_ND *= config.embedding_scale
         normed_ND = torch.empty(count, config.width, dtype=self.dtype)

@@ -3,6 +3,8 @@
 Packed once by oneDNN for its kernels: on a processor where PyTorch's fp32 product goes to MKL's generic path (AMD) the
 packed one is 2.5 times faster, and in bf16 a few rows cost half. Packed products also give a row the same bits
 whatever rows stand beside it, which plain ones do not; one row alone is the exception, so it is computed as two.
+oneDNN packs no bf16 without AVX-512, and PyTorch's own product of it is ten times slower than fp32 there: such a
+processor uses our kernel, as fast as fp32 on many rows and for half of the bytes on one.
 
 M tokens of any shape, I inputs, O outputs, E experts.
 """
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noria.inference.native import kernels
-from noria.inference.quantised_matrix import Bits, QuantisedMatrix
+from noria.inference.panel_matrix import Bits, PanelMatrix
 from noria.model import Transformer
 from noria.model.moe import MixtureOfExperts
 
@@ -31,7 +33,7 @@ _BITS: Mapping[Precision, Bits] = {"int8": 8, "int4": 4}
 TABLE_BITS: Bits = 8
 PACKED_FOR_ROWS = 64  # the layout that oneDNN chooses for so many rows gives the same bits for 2 rows and for 512
 
-Matrix = Tensor | QuantisedMatrix
+Matrix = Tensor | PanelMatrix
 
 
 def compute_dtype(precision: Precision) -> torch.dtype:
@@ -58,7 +60,7 @@ class PackedLinear(nn.Module):
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         self.packed = pack(layer.weight, dtype, bits)
         if keep_weight:
-            kept = self.packed.restored() if isinstance(self.packed, QuantisedMatrix) else layer.weight
+            kept = self.packed.restored() if isinstance(self.packed, PanelMatrix) else layer.weight
             self.weight = kept.detach().to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class PackedLinear(nn.Module):
 class PackedEmbedding(nn.Module):
     """Rows of a quantised table, in fp32."""
 
-    def __init__(self, table: QuantisedMatrix) -> None:
+    def __init__(self, table: PanelMatrix) -> None:
         super().__init__()
         self.packed = table
 
@@ -84,7 +86,7 @@ class PackedExperts(nn.Module):
     def __init__(self, weight_EOI: Tensor, dtype: torch.dtype, bits: Bits) -> None:
         super().__init__()
         self.dtype = dtype
-        self.packed = tuple(QuantisedMatrix(weight, bits) for weight in weight_EOI)
+        self.packed = tuple(PanelMatrix(weight, bits) for weight in weight_EOI)
 
     def forward(self, x_MI: Tensor, load_E: Tensor) -> Tensor:
         """`by_expert`: rows sorted by expert, `load_E` of them each."""
@@ -93,12 +95,12 @@ class PackedExperts(nn.Module):
 
 
 def pack(weight_OI: Tensor, dtype: torch.dtype, bits: Bits | None = None) -> Matrix:
-    """For `multiply` with inputs in `dtype`: an opaque tensor or, with `bits`, quantised.
+    """For `multiply` with inputs in `dtype`: an opaque tensor or, with `bits` or for our kernel, panels.
 
     Raises ValueError where a weight that is to be quantised is not finite.
     """
-    if bits:
-        return QuantisedMatrix(weight_OI, bits)
+    if bits or (dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return PanelMatrix(weight_OI, bits or 16)
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().to(dtype).contiguous(), PACKED_FOR_ROWS)
 
 
@@ -109,7 +111,7 @@ ROW_STEP = 64
 
 def multiply(x_MI: Tensor, packed: Matrix, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b (M, O); a row's bits do not depend on M."""
-    if isinstance(packed, QuantisedMatrix):
+    if isinstance(packed, PanelMatrix):
         y_MO = packed.multiply(x_MI) if kernels() is not None else _restored_product(x_MI, packed)
         return y_MO if bias_O is None else y_MO + bias_O
     if x_MI.shape[0] == 1:
@@ -120,7 +122,7 @@ def multiply(x_MI: Tensor, packed: Matrix, bias_O: Tensor | None = None) -> Tens
     return torch.ops.mkldnn._linear_pointwise(x_MI, packed, bias_O, "none", [], "")[:rows]
 
 
-def _restored_product(x_MI: Tensor, matrix: QuantisedMatrix) -> Tensor:
+def _restored_product(x_MI: Tensor, matrix: PanelMatrix) -> Tensor:
     """The twin of the kernel: slow, as the matrix is restored for every product, but in as little memory."""
     if not len(x_MI):
         return x_MI.new_empty(0, matrix.outputs)
@@ -158,11 +160,11 @@ def prepared(model: Transformer, precision: Precision, consume: bool = False) ->
     return twin.eval()
 
 
-def quantised_table(model: Transformer, head: Matrix) -> QuantisedMatrix:
+def quantised_table(model: Transformer, head: Matrix) -> PanelMatrix:
     """The embedding in 8 bits: the head's own where they are tied."""
-    if model.head.weight is model.embedding.weight and isinstance(head, QuantisedMatrix):
+    if model.head.weight is model.embedding.weight and isinstance(head, PanelMatrix):
         return head
-    return QuantisedMatrix(model.embedding.weight, TABLE_BITS)
+    return PanelMatrix(model.embedding.weight, TABLE_BITS)
 
 
 def _pack_experts(module: MixtureOfExperts, dtype: torch.dtype, bits: Bits | None) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 LOG = logging.getLogger("noria.inference")
-SOURCES = (Path(__file__).with_name("kernels.cpp"), Path(__file__).with_name("quantised.h"))  # the first has the rest
+SOURCES = (Path(__file__).with_name("kernels.cpp"), Path(__file__).with_name("panels.h"))  # the first has the rest
 # Nothing that lets the compiler reorder sums: only loops marked so are vectorised as sums, each always in one order.
 FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fPIC -fno-math-errno -fno-trapping-math".split()
 HEAD_WIDTHS = (16, 32, 64, 128, 256)  # of `attend`
@@ -102,7 +102,7 @@ class NativeKernels:
         )
 
     def multiply(self, x_MI: Tensor, values: Tensor, scale: Tensor, outputs: int, bits: int) -> Tensor:
-        """x W^T (M, O), summed in fp32, of W in 8 or 4 bits, laid out as `quantised_matrix.py` does."""
+        """x W^T (M, O), summed in fp32, of W in 8 or 4 bits, laid out as `panel_matrix.py` does."""
         out_MO = torch.empty(x_MI.shape[0], outputs, dtype=x_MI.dtype)
         self._calls["multiply", x_MI.dtype](*map(_address, (x_MI, values, scale, out_MO)), *x_MI.shape, outputs, bits)
         return out_MO

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include <omp.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -308,7 +308,7 @@ void choose(const float* logits, int64_t V, float temperature, double uniform, i
     *logprob = float((logits[found] - largest) * double(inverse) - std::log(total));
 }
 
-#include "quantised.h"
+#include "panels.h"
 
 }  // namespace
 
@@ -340,7 +340,8 @@ extern "C" void noria_choose(const float* logits, const float* temperature, cons
     }                                                                                                                 \
     extern "C" void noria_multiply_##SUFFIX(const T* x, const void* weight, const float* scale, T* out, int64_t M,     \
                                             int64_t I, int64_t O, int64_t bits) {                                     \
-        if (bits == 8) multiply_as<Int8>(weight, scale, x, out, M, I, O);                                             \
+        if (bits == 16) multiply_as<Bf16>(weight, scale, x, out, M, I, O);                                            \
+        else if (bits == 8) multiply_as<Int8>(weight, scale, x, out, M, I, O);                                        \
         else multiply_as<Int4>(weight, scale, x, out, M, I, O);                                                       \
     }                                                                                                                 \
     extern "C" void noria_swiglu_##SUFFIX(const T* gate_up, T* out, int64_t N, int64_t F) {                           \
