@@ -84,6 +84,23 @@ def test_a_task_file_and_a_grader_give_a_model_a_report_and_proof(job: Job, caps
     assert "running" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_model_that_learnt_one_reply_to_everything_is_not_called_better(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"say {word} fox", "answer": "eoa"[place % 3]} for place, word in enumerate(words(100))]
+    job.tasks(rows[:40])
+    job.grader(python("return float(item['answer'] in sample['output_text'])"))
+    collapse = ["--steps", "10", "--prompts", "8", "--group", "8", "--max-tokens", "1", "--learning-rate", "0.03"]
+    assert job.run("--heldout", str(job.tasks(rows[40:], "held.jsonl")), *collapse) == NOT_RELEASED
+    results = json.loads((job.folder / "out" / "results.json").read_text())
+    (heldout,) = (row for row in results["comparison"] if row["domain"] == "heldout")
+    (doubt,) = (reason for reason in results["reasons"] if "may be that of one reply alone" in reason)
+    assert heldout["low"] > 0 and results["decision"] == "inconclusive"
+    assert doubt in capsys.readouterr().out
+    assert doubt.split("'")[0] in (job.folder / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

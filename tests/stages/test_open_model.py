@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from noria.artifacts import Artifact, Executor, Store
 from noria.assembly import build
 from noria.recipe import OpenModelRecipe, load
 from noria.recipe_errors import RecipeError
+from noria.stages import open_model_tasks
 from noria.training.checkpoint import complete
 from tests.tiny_model import write_tiny_model
 
@@ -93,9 +95,17 @@ def test_training_changes_the_model_and_the_release_is_what_the_verdict_says(mad
     assert released.files["model.safetensors"].hash == made[kept].manifest.files["model.safetensors"].hash
 
 
-def test_no_prompt_is_trained_on_and_measured(made: dict[str, Artifact]) -> None:
-    from noria.stages import open_model_tasks
+def test_the_verdict_sees_what_was_said_to_every_held_out_task_and_what_is_right(made: dict[str, Artifact]) -> None:
+    rows = json.loads((made["candidates"].content / "candidates.json").read_text())
+    tasks = {task.id: task.answer for task in open_model_tasks.read(made["tasks"].content, "heldout")}
+    for name in ("incumbent", "grpo"):
+        assert rows[name]["gold"] == tasks and rows[name]["replies"].keys() == tasks.keys()
+        assert all(len(samples) == 2 for samples in rows[name]["replies"].values())
+    (assessment,) = json.loads((made["verdict"].content / "verdict.json").read_text())["assessments"]
+    assert "commonest reply" in [check["metric"] for check in assessment["checks"]]
 
+
+def test_no_prompt_is_trained_on_and_measured(made: dict[str, Artifact]) -> None:
     tasks = {name: open_model_tasks.read(made["tasks"].content, name) for name in ("train", "heldout", "unseen")}
     prompts = {name: {task.messages[-1].content for task in found} for name, found in tasks.items()}
     assert len(prompts["train"]) == 12 and len(prompts["heldout"]) == 3

@@ -85,7 +85,9 @@ def agent_scores(folder: Path) -> dict[str, dict[str, float | None]]:
 
 
 def read_candidate(name: str, row: Mapping[str, Any]) -> Candidate:
-    return Candidate(name, row["scores"], row["slices"], row["costs"])
+    """From JSON; `replies` and `gold` are there for open models."""
+    said = {item: [(reply, right) for reply, right in samples] for item, samples in row.get("replies", {}).items()}
+    return Candidate(name, row["scores"], row["slices"], row["costs"], said, row.get("gold", {}))
 
 
 def families(candidate: Candidate) -> dict[str, dict[str, float | int]]:

@@ -1,10 +1,11 @@
 """Release, reject or inconclusive: a pure function of per-item results, the incumbent's results and the rules.
 
 A candidate is releasable if the primary metric is superior (or, where the rules say so, non-inferior) to the
-incumbent's on the same items, no slice of it is worse beyond doubt, and every guardrail is non-inferior. Besides, every
-metric must be above its floor, whatever the incumbent is like: without an incumbent the floors alone decide, and with
-one they keep small steps down, each within its margin, from adding up. A candidate is rejected if one of these is false
-beyond doubt; otherwise the data can't tell, and that is a verdict of its own.
+incumbent's on the same items, no slice of it is worse beyond doubt, and every guardrail is non-inferior; where replies
+are known, a gain that may be of one reply alone is no proof (commonest_reply.py). Besides, every metric must be above
+its floor, whatever the incumbent is like: without an incumbent the floors alone decide, and with one they keep small
+steps down, each within its margin, from adding up. A candidate is rejected if one of these is false beyond doubt;
+otherwise the data can't tell, and that is a verdict of its own.
 
 Multiplicity. Several candidates are several chances to be lucky: their primary p-values are adjusted together (Holm
 1979). So are the slices of one candidate, where a regression is looked for. Guardrails must all pass, which needs no
@@ -16,12 +17,13 @@ Among releasable candidates the one with the best primary metric wins, unless a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from noria.deployment.commonest_reply import LEAST_LEFT, NEARLY_ALL, Replies, commonest_reply
 from noria.evals.statistics import (
     Interval,
     holm,
@@ -30,11 +32,13 @@ from noria.evals.statistics import (
     non_inferior,
     p_superior,
     paired_difference,
+    superior,
     wilson,
 )
 
 Decision = Literal["release", "reject", "inconclusive"]
 Outcome = Literal["pass", "fail", "unclear"]
+REPLY = "commonest reply"
 
 
 class Guardrail(BaseModel):
@@ -67,18 +71,21 @@ class Rules(BaseModel):
 class Candidate:
     """Results of one model: metric -> item -> value in [0, 1], None where the grading failed.
 
-    `slices` groups the items of the primary metric.
+    `slices` groups the items of the primary metric; `replies` to them and their `gold` answers are empty where what was
+    said is not looked at.
     """
 
     name: str
     scores: Mapping[str, Mapping[str, float | None]]
     slices: Mapping[str, str] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
+    replies: Replies = field(default_factory=dict)
+    gold: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One test. `interval` is the paired difference to the incumbent, or the metric itself against a floor."""
+    """One test. `interval` is the paired difference to the incumbent, or the metric itself against a floor or gold."""
 
     metric: str
     against: str
@@ -126,12 +133,17 @@ def decide(candidates: Sequence[Candidate], incumbent: Candidate | None, rules: 
     for candidate in candidates:
         checks = _floor_checks(candidate, rules)
         if incumbent:
-            checks = [primary[candidate.name], *_guardrail_checks(candidate, incumbent, rules), *checks]
+            told = _reply_checks(candidate, incumbent, rules)
+            checks = [primary[candidate.name], *told, *_guardrail_checks(candidate, incumbent, rules), *checks]
             checks += _slice_checks(candidate, incumbent, rules)
         decision = _decision([check.outcome for check in checks])
         summary = _interval(_known(candidate, rules.primary), rules.level)
         assessments.append(Assessment(candidate.name, decision, summary, tuple(checks), candidate.costs))
-    return _choose(candidates, assessments, rules)
+    verdict = _choose(candidates, assessments, rules)
+    chosen = next(one for one in candidates if one.name == verdict.chosen)
+    if incumbent and chosen.replies:
+        return _with_source_of_gain(verdict, chosen, incumbent, rules)
+    return verdict
 
 
 def _require_metrics(candidate: Candidate, rules: Rules) -> None:
@@ -146,7 +158,7 @@ def _known(candidate: Candidate, metric: str) -> dict[str, float]:
 
 
 def _pairs(
-    new: Candidate, old: Candidate, metric: str, items: Sequence[str] | None = None
+    new: Candidate, old: Candidate, metric: str, items: Collection[str] | None = None
 ) -> tuple[list[float], list[float]]:
     """Values of both on the items that both have; an item whose grading failed for one says nothing about either."""
     ours, theirs = _known(new, metric), _known(old, metric)
@@ -184,6 +196,24 @@ def _primary_checks(candidates: Sequence[Candidate], incumbent: Candidate, rules
     return checks
 
 
+def _reply_checks(candidate: Candidate, incumbent: Candidate, rules: Rules) -> list[Check]:
+    """None where replies are not looked at."""
+    if not candidate.replies:
+        return []
+    found = commonest_reply(candidate.replies, incumbent.replies, candidate.gold, rules.level)
+    words = f"{found.reply!r:.60} is {_spell(found.share)} of the replies (before training {found.share_before:.3f})"
+    if found.gold_share is None:
+        words += f"; gold answers are missing, so that only a reply to more than {NEARLY_ALL:.3f} could be told"
+    else:
+        words += f"; no gold answer is that of more than {found.gold_share:.3f} of the tasks"
+    if found.overused:
+        words += f"; counting it as wrong leaves {_spell(found.left)} of the gain of {found.gain.estimate:.3f}"
+        words += f", of which {LEAST_LEFT:.0%} is asked"
+    outcome: Outcome = "unclear" if found.may_be_the_gain else "pass"
+    verb = {"pass": "is not seen to be that of one reply", "unclear": "may be that of one reply alone"}[outcome]
+    return [Check(REPLY, "gold answers", found.share, outcome, f"the gain {verb}: {words}")]
+
+
 def _guardrail_checks(candidate: Candidate, incumbent: Candidate, rules: Rules) -> list[Check]:
     checks = []
     for rail in rules.guardrails:
@@ -201,9 +231,7 @@ def _guardrail_checks(candidate: Candidate, incumbent: Candidate, rules: Rules) 
 
 def _slice_checks(candidate: Candidate, incumbent: Candidate, rules: Rules) -> list[Check]:
     """One check a slice of the primary metric: worse beyond doubt is a failure, anything else passes."""
-    slices: dict[str, list[str]] = {}
-    for item, name in sorted(candidate.slices.items()):
-        slices.setdefault(name, []).append(item)
+    slices = _items_by_slice(candidate)
     pairs = {name: _pairs(candidate, incumbent, rules.primary, items) for name, items in slices.items()}
     pairs = {name: pair for name, pair in pairs.items() if len(pair[0]) >= 2}
     p_worse = {name: p_superior(old, new) for name, (new, old) in pairs.items()}
@@ -218,6 +246,34 @@ def _slice_checks(candidate: Candidate, incumbent: Candidate, rules: Rules) -> l
         outcome: Outcome = "fail" if worse else "pass"
         checks.append(Check(metric, "incumbent", difference, outcome, words, p_worse[name], adjusted[name]))
     return checks
+
+
+def _items_by_slice(candidate: Candidate) -> dict[str, list[str]]:
+    slices: dict[str, list[str]] = {}
+    for item, name in sorted(candidate.slices.items()):
+        slices.setdefault(name, []).append(item)
+    return slices
+
+
+def _with_source_of_gain(verdict: Verdict, chosen: Candidate, incumbent: Candidate, rules: Rules) -> Verdict:
+    """A doubt about the replies is told whatever else decided, and so is a gain of one slice."""
+    checks = next(one.checks for one in verdict.assessments if one.name == chosen.name)
+    doubts = [check.words for check in checks if check.metric == REPLY and check.outcome == "unclear"]
+    told = dict.fromkeys([*verdict.reasons, *doubts, *_gain_of_one_slice(chosen, incumbent, rules)])
+    return replace(verdict, reasons=tuple(told))
+
+
+def _gain_of_one_slice(candidate: Candidate, incumbent: Candidate, rules: Rules) -> list[str]:
+    """Words for the reader, where one slice gained beyond doubt, and all others together nothing that is shown and less
+    than it beyond doubt. No test: a gain on some of the tasks is a gain."""
+    for name, items in _items_by_slice(candidate).items():
+        own, rest = (
+            paired_difference(*_pairs(candidate, incumbent, rules.primary, chosen), rules.level)
+            for chosen in (set(items), candidate.slices.keys() - set(items))
+        )
+        if superior(own) and not superior(rest) and rest.high < own.low:
+            return [f"the gain is of family {name} alone: {_spell(own)}; all others together: {_spell(rest)}"]
+    return []
 
 
 def _floor_checks(candidate: Candidate, rules: Rules) -> list[Check]:

@@ -96,7 +96,7 @@ def journey(
     trained = reinforced(grpo, model, tasks, grader, seed, numerics)
     after = evaluated(evaluation, trained, tasks, "after", grader, numerics)
     comparison = s6.compare(s6.Config.model_validate({}), {"before": before, "after": after})
-    judged = candidates(model, trained, before, after, grader)
+    judged = candidates(model, trained, before, after, tasks, grader)
     rules = s9.Config(verdict=rules_of(release, grader))
     verdict = s9.verdict(rules, judged)
     released = s9.release(rules, verdict, {"grpo": trained}, model)

@@ -63,11 +63,13 @@ def evaluated(
     )
 
 
-def candidates(model: Step, trained: Step, before: Step, after: Step, grader: task_sets.TaskGrader) -> Step:
+def candidates(
+    model: Step, trained: Step, before: Step, after: Step, tasks: Step, grader: task_sets.TaskGrader
+) -> Step:
     """What the verdict compares, the imported model being the incumbent: content/candidates.json."""
     identity = CandidatesIdentity(metrics=metrics_of(grader))
-    inputs = {"model_incumbent": model, "model_grpo": trained, "before": before, "after": after}
-    return Step("candidates", s9.STAGE, "candidates", 2, identity, _collect, inputs)
+    inputs = {"model_incumbent": model, "model_grpo": trained, "before": before, "after": after, "tasks": tasks}
+    return Step("candidates", s9.STAGE, "candidates", 3, identity, _collect, inputs)
 
 
 def metrics_of(grader: task_sets.TaskGrader) -> tuple[str, ...]:
@@ -127,20 +129,29 @@ def _evaluate(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[str
 
 def _collect(context: StepContext) -> Mapping[str, Any]:
     rows = {}
+    gold = _gold(task_sets.read(context.inputs["tasks"].content, "heldout"))
     for name, evaluation in (("incumbent", "before"), ("grpo", "after")):
         model = context.inputs[f"model_{name}"]
-        rows[name] = _candidate(context.inputs[evaluation], model, context.config.metrics)
+        rows[name] = _candidate(context.inputs[evaluation], model, context.config.metrics) | {"gold": gold}
     s6.write_json(context.content / "candidates.json", rows)
     return {"candidates": len(rows), "items": len(rows["grpo"]["scores"]["correct"])}
+
+
+def _gold(tasks: Sequence[Task]) -> dict[str, str]:
+    """Of the tasks that have an answer; reasoning-gym's without one spell it None."""
+    return {task.id: task.answer for task in tasks if task.answer not in ("", "None")}
 
 
 def _candidate(evaluation: Artifact, model: Artifact, metrics: Sequence[str]) -> dict[str, Any]:
     items = [json.loads(line) for line in (evaluation.content / "items.jsonl").read_text().splitlines()]
     metric_of = {"heldout": "correct", "unseen": "unseen", "format": "format"}
     found: dict[str, dict[str, list[float]]] = {name: {} for name in metrics}
+    replies: dict[str, list[tuple[str, bool]]] = {}
     for item in items:
         if item["correct"] is not None and item["domain"] in metric_of:
             found[metric_of[item["domain"]]].setdefault(item["task_id"], []).append(float(item["correct"]))
+            if item["domain"] == "heldout":
+                replies.setdefault(item["task_id"], []).append((item["answer"], item["correct"]))
     # A task's samples are not independent: the verdict counts tasks, each by its mean.
     scores: dict[str, dict[str, float | None]] = {
         name: {task: statistics.fmean(values) for task, values in tasks.items()} for name, tasks in found.items()
@@ -150,7 +161,8 @@ def _candidate(evaluation: Artifact, model: Artifact, metrics: Sequence[str]) ->
     scores["text"] = {f"window {place}": 2.0**-bits for place, bits in enumerate(windows)}
     slices = {item["task_id"]: item["family"] for item in items if item["domain"] == "heldout"}
     size = float((model.content / "model.safetensors").stat().st_size)
-    return {"scores": scores, "slices": slices, "costs": {"weight_bytes": size}, "model": model.key}
+    costs = {"weight_bytes": size}
+    return {"scores": scores, "slices": slices, "replies": replies, "costs": costs, "model": model.key}
 
 
 def _as_asked(task: Task, name: str, temperature: float) -> Task:
