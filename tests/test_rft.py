@@ -51,6 +51,7 @@ class Job:
 
     def run(self, *more: str) -> int:
         small = ["--steps", "2", "--prompts", "2", "--group", "4", "--max-tokens", "4", "--learning-rate", "0.001"]
+        small += ["--precision", "float32"]  # the same on every processor
         files = ["--tasks", str(self.folder / "tasks.jsonl"), "--grader", str(self.folder / "grader.json")]
         out = ["--out", str(self.folder / "out")]
         return status_of(["rft", "--model", str(self.model), *files, *out, *small, *more])

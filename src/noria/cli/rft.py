@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
 graders = typer.Typer(help="Graders of the JSON language: check one, try one.", no_args_is_help=True)
 app.add_typer(graders, name="grader")
+
+
+class Products(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
 
 GraderFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A grader in JSON.")]
 
@@ -39,6 +47,9 @@ def rft(
     group: Annotated[int, typer.Option(min=2, help="Samples a task.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens a reply.")] = 64,
     learning_rate: Annotated[float, typer.Option(min=1e-9, max=1.0)] = 1e-5,
+    precision: Annotated[
+        Products, typer.Option(help="Of training's products; auto: bfloat16 where the processor has units for it.")
+    ] = Products.AUTO,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; part of what a result is.")] = 1,
     store: StoreOption = None,
@@ -57,7 +68,12 @@ def rft(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     opened = open_store(store or out / "store")
     training = GrpoSection(
-        steps=steps, prompts=prompts, group=group, max_tokens=max_tokens, learning_rate=learning_rate
+        steps=steps,
+        prompts=prompts,
+        group=group,
+        max_tokens=max_tokens,
+        learning_rate=learning_rate,
+        precision=precision.value,
     )
     measuring = EvaluationSection(max_tokens=max_tokens)
     plan = _steps(model, tasks, heldout, grader, training, measuring, seed, threads)

@@ -51,8 +51,8 @@ class GrpoSection(_Section):
     muon: bool = Field(default=False, description="Muon for hidden matrices; false: AdamW, as open models were trained")
     advantage: Literal["mean", "std"] = Field(default="std", description="see posttraining/grpo.py")
     reference_kl: float = Field(default=0.0, ge=0, description="weight of the KL to the imported model")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of training's products; bfloat16 is faster where the processor has it"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="float32", description="of products; auto: bfloat16 where the processor has units for it, else float32"
     )
     micro_batch_rows: int = Field(default=16, ge=1, description="rows a pass; bounds memory, not the result")
     probe_every: int = Field(default=5, ge=0, description="steps between looks at held-out tasks; 0: none")
@@ -130,9 +130,11 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
     from noria.posttraining import GrpoConfig, improve
     from noria.posttraining.watch import watcher
     from noria.stages.training_progress import training_progress
+    from noria.training.compute import precision_for
 
     config: ReinforcedIdentity = context.config
     folder = context.inputs["model"].content
+    precision = precision_for(config.precision)
     progress = training_progress(context)  # sets the threads, which loading a model already uses
     model, tokenizer = load(folder)
     progress = replace(progress, checkpoint_seconds=_checkpoint_seconds(model))
@@ -142,7 +144,7 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
     room = room_of([*tasks, *held_out], tokenizer, config.max_tokens, model)
 
     roll, greedy = (
-        roller(model, tokenizer, room, config.max_tokens, temperature, precision=config.precision)
+        roller(model, tokenizer, room, config.max_tokens, temperature, precision=precision)
         for temperature in (1.0, 0.0)
     )
 
@@ -154,7 +156,7 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
         _refuse_without_signal(step, scores)
         context.event("samples", f"step {step}", step=step, samples=_samples(asked, traces, scores))
 
-    settings = GrpoConfig(**config.model_dump(include=set(GrpoConfig.model_fields)))
+    settings = GrpoConfig(**config.model_dump(include=set(GrpoConfig.model_fields)) | {"precision": precision})
     history = improve(
         model,
         tasks,
@@ -172,6 +174,7 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
     fifth = max(1, len(history) // 5)
     return {
         "steps": len(history),
+        "precision": precision,
         "reward_first": statistics.fmean(row["reward"] for row in history[:fifth]),
         "reward_last": statistics.fmean(row["reward"] for row in history[-fifth:]),
         "kl": history[-1].get("kl", 0.0),

@@ -91,16 +91,10 @@ def _sandbox() -> Fact:
 def _torch() -> Fact:
     import torch
 
-    bf16 = "AVX512-BF16 or AMX" if _cpu_has(("avx512_bf16", "amx_bf16")) else "no fast bf16 on this CPU: fp32 is used"
+    from noria.training.compute import precision_for
+
+    bf16 = "fast bf16 products" if precision_for("auto") == "bfloat16" else "no units for bf16: float32 is faster"
     return Fact("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads; {bf16}")
-
-
-def _cpu_has(flags: tuple[str, ...]) -> bool:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return any(flag in text for flag in flags)
 
 
 def _accelerators() -> list[Fact]:
