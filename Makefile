@@ -26,7 +26,7 @@ demo: install
 
 test: install-dev
 	$(BIN)/python -m tests.browser_setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 check: install-dev
 	$(BIN)/ruff format --check .

@@ -344,6 +344,7 @@ SLOW_CHAIN = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_says_how_to_go_on_and_exits_with_130(here: Path, how: signal.Signals):
     command = [sys.executable, "-c", textwrap.dedent(SLOW_CHAIN)]
@@ -376,6 +377,7 @@ def test_commands_and_recipes_load_without_the_heavy_libraries():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["env", "list"], ["env", "show", "calculator"], ["mcp", "serve", "--tools", "files"]]
 )

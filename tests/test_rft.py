@@ -71,6 +71,7 @@ def job(tmp_path: Path, model: Path) -> Job:
     return Job(tmp_path, model)
 
 
+@pytest.mark.slow
 def test_a_task_file_and_a_grader_give_a_model_a_report_and_proof(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     assert job.run("--json") in (OK, NOT_RELEASED)
     results = json.loads(capsys.readouterr().out)

@@ -81,6 +81,7 @@ def test_a_weight_outside_zero_to_one_is_refused():
         distil(Transformer(STUDENT), examples(), [], SftConfig(), 1.5, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_student_of_draws_comes_closer_to_the_teacher_than_one_of_hard_labels():
     """Few prompts, each with one sampled label: the label says one token, the draws say the distribution."""
     model = teacher()

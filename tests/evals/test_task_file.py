@@ -100,6 +100,7 @@ def test_a_reference_program_must_pass_its_own_tests(tmp_path: Path):
         read_tasks(write(tmp_path, json.dumps(wrong)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_our_own_tasks_are_accepted_by_their_graders(tmp_path: Path, family: str):
     tasks = generate(family, 6, 0, "heldout")

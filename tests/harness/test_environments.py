@@ -25,6 +25,7 @@ SLOW = ("coding", "repair", "search", "webform")
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in environment_names()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_family_passes_its_gates(name):
     environment = load_environment(name)
@@ -159,6 +160,7 @@ def test_a_file_that_raises_later_is_told_of_with_its_place(capsys, tmp_path, br
 TASKS = "generate=lambda count, seed, split: [replace(t, {}) for t in E.generate(count, seed, split)]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["check", "show"])
 @pytest.mark.parametrize(
     ("broken", "said"),
@@ -239,6 +241,7 @@ def test_bad_use_exits_with_two(capsys):
         assert status == 2 and told.err
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation_passes_its_gates(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
     (tmp_path / "total.py").write_text(page.partition("```python\n")[2].partition("```")[0])

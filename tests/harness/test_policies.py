@@ -108,6 +108,7 @@ def test_tools_are_told_in_the_first_prompt(tmp_path, tools, template):
     assert "the content of the file NAME" in shown and '"read"' in shown
 
 
+@pytest.mark.slow
 def test_the_first_prompt_is_what_transformers_renders(tmp_path, tools):
     from transformers import AutoTokenizer
 

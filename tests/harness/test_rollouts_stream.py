@@ -36,6 +36,7 @@ def jobs(count: int):
     return ((task(number), seed_of("s", number)) for number in range(count))
 
 
+@pytest.mark.slow
 def test_traces_come_in_order_and_equal_those_made_all_at_once(tokenizer, tools):
     tasks, seeds = zip(*jobs(60), strict=True)
     program = load_program("files")
@@ -46,6 +47,7 @@ def test_traces_come_in_order_and_equal_those_made_all_at_once(tokenizer, tools)
         assert made == at_once
 
 
+@pytest.mark.slow
 def test_no_more_traces_live_than_were_allowed(tokenizer, tools, monkeypatch):
     alive: weakref.WeakSet[Conversation] = weakref.WeakSet()
     begun, most = [0], [0]

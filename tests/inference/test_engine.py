@@ -59,6 +59,7 @@ def test_greedy_decoding_is_the_argmax_of_the_whole_pass(model):
     assert len(completion.token_ids) == 10 or completion.token_ids[-1] == END
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_rows", [1, 4, 16])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_request_gets_the_same_alone_in_a_batch_and_when_rows_are_scarce(model, temperature, max_rows):

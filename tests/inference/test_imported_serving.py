@@ -37,6 +37,7 @@ def test_prompt_is_what_the_template_says(client: openai.OpenAI, live: LiveServe
     assert reply.usage.prompt_tokens == len(live.chat.tokenizer.render([Message("user", "hello")]))
 
 
+@pytest.mark.slow
 def test_every_end_token_ends_the_turn(client: openai.OpenAI, live: LiveServer) -> None:
     tokenizer = live.chat.tokenizer
     assert isinstance(tokenizer, ImportedTokenizer) and len(tokenizer.ends) == 2

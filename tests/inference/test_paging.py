@@ -88,6 +88,7 @@ def test_every_architecture_samples_what_its_forward_pass_says(models, name):
             ids.append(token)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in FUSED else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS]
 )
@@ -104,6 +105,7 @@ def test_alone_together_in_chunks_reused_and_preempted_are_the_same(models, name
         assert_equal(engine.generate(requests[::-1]), expected[::-1])  # now with blocks to be found again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "llama"])
 def test_fused_kernels_give_the_same_bits_alone_and_together(models, name):
     model, requests = models[name], asked(temperature=1.0)
@@ -113,6 +115,7 @@ def test_fused_kernels_give_the_same_bits_alone_and_together(models, name):
     assert Engine(model, END, **bf16).generate(requests) == alone(model, requests, **bf16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUSED)
 def test_pytorch_alone_gives_what_the_kernels_give(models, name, monkeypatch):
     requests = asked(4, temperature=1.0)

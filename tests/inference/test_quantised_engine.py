@@ -131,6 +131,7 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(bits, dtype, monkeypat
             assert torch.equal(multiply(x[rows], matrix), together[rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", QUANTISED)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_engine_samples_what_the_restored_model_does(models, name, precision):
@@ -143,6 +144,7 @@ def test_the_engine_samples_what_the_restored_model_does(models, name, precision
     assert error < 0.05 and error < exact * (0.8 if precision == "int8" else 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", QUANTISED)
 @pytest.mark.parametrize("name", ["plain", "llama"])
 def test_a_request_gets_the_same_bits_alone_together_in_chunks_and_preempted(models, name, precision):
@@ -157,6 +159,7 @@ def test_a_request_gets_the_same_bits_alone_together_in_chunks_and_preempted(mod
             assert engine.generate(requests[::-1]) == alone[::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", QUANTISED)
 @pytest.mark.parametrize("name", ["mla", "moe", "post norm"])
 def test_greedy_replies_of_other_architectures_are_the_same_alone_and_together(models, name, precision):
@@ -177,6 +180,7 @@ def test_without_a_compiler_the_engine_samples_from_the_same_weights(models, nam
     assert difference(restored_twin(models[name], "int4"), asked(), engine.generate(asked())) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", QUANTISED)
 @pytest.mark.parametrize("consume", [False, True])
 @pytest.mark.parametrize("name", ["plain", "moe"])
@@ -192,6 +196,7 @@ def test_weights_that_are_loaded_are_quantised_again(models, name, precision, co
     assert [each.logprobs for each in after] == [each.logprobs for each in expected] != [e.logprobs for e in before]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", *QUANTISED])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_engine_that_consumed_its_model_samples_the_same(models, name, precision):

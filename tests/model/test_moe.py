@@ -114,6 +114,7 @@ def test_loads_of_several_ranks_are_added_up_before_the_biases_move():
     assert model.blocks[0].moe.bias.argmax() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.0, 0.01])
 def test_a_small_run_keeps_every_expert_within_a_fifth_of_even_and_does_not_without_the_biases(rate):
     """Zipf-distributed tokens, half of them a function of the one before; loads of the last 30 of 120 steps."""

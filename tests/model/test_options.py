@@ -16,6 +16,7 @@ from tests.model.row_cache import RowCache
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_logits_and_gradients_are_those_of_the_formula(name):
     config = option(name)
@@ -66,6 +67,7 @@ def test_decoding_with_a_cache_equals_the_whole_pass(name):
     torch.testing.assert_close(torch.cat(states, 1), model.hidden(tokens[:, :10]), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 @torch.no_grad()
 def test_the_engine_gives_the_argmax_of_the_whole_pass_to_rows_of_unequal_length(name):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from noria.posttraining.task_set import make_task_set
 from noria.recipe import load
 from noria.stages import ablations
@@ -11,6 +13,7 @@ from noria.stages import s6_evaluation as s6
 RECIPE = Path(__file__).parents[2] / "recipes" / "ablations.toml"
 
 
+@pytest.mark.slow
 def test_every_family_has_enough_problems_for_every_arm(tmp_path: Path) -> None:
     recipe = load(RECIPE)
     assert recipe.ablations is not None

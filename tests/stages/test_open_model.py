@@ -77,6 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return run(write_recipe(folder), folder / "store")
 
 
+@pytest.mark.slow
 def test_the_exported_folder_loads_in_transformers_and_computes_the_same(made: dict[str, Artifact]) -> None:
     transformers = pytest.importorskip("transformers")
     from noria.model import load_model

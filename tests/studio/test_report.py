@@ -85,6 +85,7 @@ def at(report: Any, pointer: str) -> Any:
     return report
 
 
+@pytest.mark.slow
 def test_every_number_on_the_page_is_that_of_the_json(store: Store, tmp_path: Path) -> None:
     report = json.loads(json.dumps(data(store), allow_nan=False))
     numbers = parsed(write(store, None, tmp_path / "report.html").read_text())

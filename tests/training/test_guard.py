@@ -105,6 +105,7 @@ def test_steps_left_out_lie_around_the_first_rejected_one_and_never_before_the_a
     assert rejected_in_a_row(rows) == 2 and rejected_in_a_row([*rows, {"skipped": 1.0, "left_out": 1.0}]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bit", [0, 30])
 @pytest.mark.parametrize("where", ["weight", "moment"])
 def test_a_bit_flipped_in_memory_is_seen_blamed_on_hardware_and_undone(tmp_path, undisturbed, bit, where, monkeypatch):
@@ -164,6 +165,7 @@ def flips_gradient(model, times, at_step=40, bit=30):
     model.blocks[0].up.weight.register_hook(hook)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spikes", [True, False])
 def test_a_bit_flipped_in_a_gradient_is_outvoted_by_two_replays(undisturbed, spikes):
     config = CONFIG.model_copy(update={"guard": GUARD.model_copy(update={"spikes": spikes})})
@@ -174,6 +176,7 @@ def test_a_bit_flipped_in_a_gradient_is_outvoted_by_two_replays(undisturbed, spi
     assert_bitwise(state, undisturbed[0])
 
 
+@pytest.mark.slow
 def test_a_small_flip_in_a_gradient_is_seen_by_the_periodic_replay(undisturbed):
     config = CONFIG.model_copy(update={"guard": GUARD.model_copy(update={"replay_steps": 41})})
     state, _, events = run(prepare=lambda model: flips_gradient(model, 1, bit=3), config=config)
@@ -187,6 +190,7 @@ def test_a_worker_that_never_computes_the_same_twice_is_taken_out_of_use():
     assert caught.value.step == 40 and caught.value.ranks == (0,)
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_finite_is_blamed_on_data_and_left_out(undisturbed, noise):
     def one_bad(model):
         def annotate(step):
@@ -208,6 +212,7 @@ def poisoned_range(model):
     return lambda step: garbage(step) if 45 <= step < 57 else annotated(step)
 
 
+@pytest.mark.slow
 def test_a_poisoned_range_of_data_is_left_out_after_going_back(tmp_path, undisturbed, noise):
     state, history, events = run(poisoned_range, tmp_path / "a")
     assert [event.kind for event in events] == ["skipped_update"] * 3 + ["rolled_back"]
@@ -222,6 +227,7 @@ def test_a_poisoned_range_of_data_is_left_out_after_going_back(tmp_path, undistu
     assert_bitwise(state, again[0])
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_going_back_does_the_same_when_started_again(tmp_path):
     whole = run(poisoned_range, tmp_path / "whole")
 
@@ -259,6 +265,7 @@ def test_data_that_is_bad_to_the_end_stops_the_run_after_a_few_attempts(tmp_path
         run(bad, tmp_path, config)
 
 
+@pytest.mark.slow
 def test_rejected_steps_never_reach_the_moments(tmp_path):
     """A run whose bad step is left out equals one whose batch of that step had no weight."""
 

@@ -10,6 +10,7 @@ from noria.training.profile import OTHER, advice, profile_steps, shares_by_kind
 from tests.training.test_objectives import TINY, full_batch
 
 
+@pytest.mark.slow
 def test_the_shares_of_a_step_add_up_and_find_its_products():
     config = LoopConfig(steps=5, learning_rate=0.01)
     found = profile_steps(Transformer(TINY), full_batch(), config, 1e9)

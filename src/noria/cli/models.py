@@ -31,6 +31,17 @@ ComputingOption = Annotated[
 ]
 
 
+class Training(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+TrainingOption = Annotated[
+    Training, typer.Option(help="Of training's products; auto: bfloat16 where the processor has units for it.")
+]
+
+
 class Precision(StrEnum):
     F32 = "F32"
     F16 = "F16"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from noria.cli.app import NOT_RELEASED, OK, JsonOption, StoreOption, app, json_object, open_store
+from noria.cli.models import Training, TrainingOption
 from noria.studio.output import console, notices, print_json
 
 if TYPE_CHECKING:
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 
 graders = typer.Typer(help="Graders of the JSON language: check one, try one.", no_args_is_help=True)
 app.add_typer(graders, name="grader")
-
-
-class Products(StrEnum):
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
 
 
 GraderFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A grader in JSON.")]
@@ -47,9 +41,7 @@ def rft(
     group: Annotated[int, typer.Option(min=2, help="Samples a task.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens a reply.")] = 64,
     learning_rate: Annotated[float, typer.Option(min=1e-9, max=1.0)] = 1e-5,
-    precision: Annotated[
-        Products, typer.Option(help="Of training's products; auto: bfloat16 where the processor has units for it.")
-    ] = Products.AUTO,
+    precision: TrainingOption = Training.auto,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; part of what a result is.")] = 1,
     store: StoreOption = None,
