@@ -8,16 +8,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from noria.harness.code_file import CodeFileError, error_line
 from noria.harness.environments.environment import Environment
-from noria.harness.error_line import error_line
 from noria.harness.well_formed import wrong_in_environment
 from noria.types import digest
 
 FOLDER = Path(__file__).with_name("environments")
 
 
-class EnvironmentFileError(ValueError):
-    """The file is no environment; the message names the file, the line where there is one, and what is wrong."""
+class EnvironmentFileError(CodeFileError):
+    """The file is no environment, or one of its functions failed."""
 
 
 def environment_names() -> list[str]:

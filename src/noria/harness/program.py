@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from noria.harness.error_line import error_line
+from noria.harness.code_file import CodeFileError, error_line
 from noria.harness.guard import refusal
 from noria.types import Message, digest
 
@@ -90,8 +90,8 @@ class Program:
         return f"{self.name}@{self.version[:12]}"
 
 
-class ProgramError(ValueError):
-    """The file is no harness program; the message names the file, the line where there is one, and what is wrong."""
+class ProgramError(CodeFileError):
+    """The file is no harness program."""
 
 
 def program_names() -> list[str]:
