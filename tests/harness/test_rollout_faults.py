@@ -8,6 +8,8 @@ import pytest
 
 from noria.harness import Budget, ScriptedPolicy, SubAgents, load_program, program_from_source, replay, rollout
 from noria.harness import guard as guard_module
+from noria.harness.baselines import tokenizer_of
+from noria.harness.environment_file import load_environment
 from noria.harness.policy import WrongReply
 from noria.harness.program import ProgramError
 from noria.harness.tools import (
@@ -208,13 +210,16 @@ def test_a_program_that_gives_no_names_of_tools_is_at_fault_and_not_the_model(to
     ("wrong", "said"),
     [
         ({"answer": 42}, "task x: `answer` must be text, not 42"),
+        ({"messages": (Message("user", 42),)}, r"task x: `messages` must hold Message\(role, text\), not Message"),  # type: ignore[arg-type]
         ({"hidden": {"files": {"apple": ["value 42"]}}}, r"task x: `hidden\['files'\]\['apple'\]` must be text"),
     ],
 )
 def test_a_task_of_another_shape_is_refused_with_its_field(tokenizer, tools, wrong, said):
-    policy = ScriptedPolicy(script_of, tokenizer)
+    policy, bad = ScriptedPolicy(script_of, tokenizer), replace(task("x"), **wrong)
     with pytest.raises(WrongTask, match=said):
-        rollout([replace(task("x"), **wrong)], [1], policy, None, load_program("files"), budget=BUDGET, tools=tools)
+        rollout([bad], [1], policy, None, load_program("files"), budget=BUDGET, tools=tools)
+    with pytest.raises(WrongTask, match=said):  # the tokenizer of a script is made before its rollout
+        tokenizer_of(load_environment("lookup"), [bad])
 
 
 def test_names_in_the_place_of_tools_are_refused(tools):
