@@ -161,7 +161,8 @@ def _show_table(found: list[Examination], seed: int) -> None:
     out = console()
     out.print(table)
     out.print(
-        f"\ntasks: held-out, seed {seed}; gold, null, random, cheats: mean reward (of the worst cheat); "
+        f"\ntasks: held-out, seed {seed}; gold, null, random, cheats: mean reward (of the worst cheat), on more "
+        "tasks where these can't tell whether it is below 0.1; "
         "difficulty: share of tasks solved sometimes by a policy that slips; fuzz: hostile traces that broke or fooled "
         "the grader."
     )
