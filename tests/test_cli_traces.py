@@ -154,6 +154,15 @@ def test_a_trace_is_shown_without_control_characters(tmp_path):
     assert json.loads(run("show", "run", 1, "--json")[1])["trace"]["id"] == "sub-agents"
 
 
+def test_traces_that_fail_alike_are_told_once_with_their_numbers(rolled):
+    code, text = run("replay", rolled, "--program", "plain")
+    told = " ".join(text.split())
+    assert code == 1 and told.startswith("6 times alike, in #1, #2, #3, ...; the first: trace ")
+    assert told.count("this is plain@") == 1 and told.endswith("0 of 6 traces replay exactly")
+    assert len(json.loads(run("replay", rolled, "--program", "plain", "--json")[1])["mismatches"]) == 6
+    assert run("replay", rolled, "--program", "plain", "--trace", 2)[1].startswith("#2: trace ")
+
+
 @pytest.mark.slow
 def test_real_rollouts_replay_execute_again_and_grade_alike(rolled, tmp_path):
     code, text = run("replay", rolled)
