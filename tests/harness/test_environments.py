@@ -221,6 +221,36 @@ def test_a_grading_that_failed_is_shown_and_exits_with_one(capsys, tmp_path):
     assert status == 1 and '"reason": "crash"' in told.out
 
 
+@pytest.mark.parametrize(
+    ("judge", "batch", "said"),
+    [
+        ("def judge(task, trace): return 1.0", False, "must return Parts or a Failure, not 1.0 (float)"),
+        (
+            "def judge(tasks, traces): return [1.0] * len(tasks)",
+            True,
+            "must return Parts or a Failure, not 1.0 (float)",
+        ),
+        (
+            "def judge(tasks, traces): return 1.0",
+            True,
+            "must return a list of one Parts or Failure a trace (2), not 1.0",
+        ),
+        ("def judge(tasks, traces): return []", True, "must return a list of one Parts or Failure a trace (2), not []"),
+    ],
+)
+def test_a_judge_that_returns_something_else_is_named_with_its_line(capsys, tmp_path, monkeypatch, judge, batch, said):
+    monkeypatch.setenv("COLUMNS", "400")
+    path = tmp_path / "floats.py"
+    path.write_text(
+        "import sys\nfrom dataclasses import replace\nfrom noria.harness.trace_grader import trace_grader\n"
+        f"from noria.harness.environments.calculator import ENVIRONMENT as E\n{judge}\n"
+        f"GRADER = trace_grader('f', judge, sys.modules[__name__], batch={batch})\n"
+        "ENVIRONMENT = replace(E, name='floats', grader=lambda: GRADER)\n"
+    )
+    status, told = command(capsys, "show", str(path))
+    assert status == 1 and told.out.count(f"grading failed, crash: judge ({path}:5) {said}") == 2
+
+
 def test_each_trace_of_a_run_is_reported():
     environment, reported = load_environment("calculator"), []
     examine(environment, 5, 2, 0, lambda done, total: reported.append((done, total)))
