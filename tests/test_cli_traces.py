@@ -59,6 +59,14 @@ def test_a_program_or_place_that_is_not_there_is_bad_use_and_told(rolled, tmp_pa
     assert status_of(["traces", "replay", str(rolled), "--program", "nosuch"]) == 2
     told = capsys.readouterr().err
     assert "no harness program 'nosuch': give a .py file, or one of" in told and "planner" in told and "/" not in told
+    bad = ["--program", "nosuch", "--environment", "none", "--tokenizer", str(tmp_path)]
+    for place in (str(rolled), str(tmp_path / "gone")):  # all at once, and before anything is read
+        for action in ("replay", "reexecute"):
+            assert status_of(["traces", action, place, *bad]) == 2
+            told = capsys.readouterr().err
+            assert "harness program 'nosuch'" in told and "environment 'none'" in told and "no tokenizer" in told
+    assert status_of(["traces", "regrade", str(tmp_path / "gone"), "--environment", "none"]) == 2
+    assert "no environment 'none'" in capsys.readouterr().err
     assert status_of(["traces", "list", str(tmp_path / "gone")]) == 2
     assert f"there is no folder {tmp_path / 'gone'}" in capsys.readouterr().err
 

@@ -70,7 +70,9 @@ def asked_again(command: Callable[[Again], int]) -> Callable[..., int]:
 
     @wraps(command)
     def with_options(**options: Any) -> int:
-        return command(Again(**options))
+        again = Again(**options)
+        again.given.check()
+        return command(again)
 
     with_options.__signature__ = inspect.signature(Again, eval_str=True)  # type: ignore[attr-defined]
     with_options.__annotations__ = get_type_hints(Again, include_extras=True)

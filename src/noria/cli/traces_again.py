@@ -150,6 +150,8 @@ def regrade(
 
     if out is not None and out.exists() and any(out.iterdir()):
         raise typer.BadParameter(f"{out} is not empty; name a new folder")
+    given = Given(environment=environment)
+    given.check()
     changed: list[dict[str, Any]] = []
     total = 0
     with opened(place, store) as (_, library):
@@ -157,7 +159,7 @@ def regrade(
         damages = damages_of(library)
         writer = TraceWriter(out) if out else None
         with progress("traces", library.count(query)) as report:
-            for batch in regraded(library, query, Given(environment=environment)):
+            for batch in regraded(library, query, given):
                 total += len(batch)
                 changed += [one.change() for one in batch if one.changed]
                 if writer:
