@@ -119,6 +119,15 @@ def test_the_command_lists_shows_and_checks(capsys, tmp_path, monkeypatch):
     assert status == 0 and "yes" in told.out
 
 
+@pytest.mark.slow
+def test_a_result_that_the_program_shows_in_another_form_is_told_apart(capsys):
+    _, told = command(capsys, "show", "search", "--tasks", "1")
+    results = [line.split()[0] for line in told.out.splitlines() if line.startswith(("     tool", " as shown"))]
+    assert results[:4] == ["tool", "tool", "as", "tool"] and "(pruned)" in told.out
+    _, told = command(capsys, "show", "lookup", "--tasks", "1")
+    assert "as shown" not in told.out
+
+
 def test_the_check_of_a_broken_file_exits_with_one_and_says_which_gate(capsys, tmp_path):
     path = tmp_path / "broken.py"
     path.write_text(
