@@ -1,13 +1,32 @@
-"""A Python file that a user wrote, a harness program or an environment: what is at fault in it, and on which line."""
+"""A Python file that a user wrote, a harness program or an environment: found, and on which line what is at fault."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
 
 
 class CodeFileError(ValueError):
     """The file can't be used, or what it holds failed; the message names the file, the line where there is one, and
     what is wrong."""
+
+
+def read_code(
+    given: Path | str, what: str, folder: Path, names: Sequence[str], error: type[CodeFileError]
+) -> tuple[Path, str]:
+    """(path, source) of a .py file, or of the one in noria's own `folder` that `names` has. Raises `error`."""
+    path = Path(given)
+    if path.suffix != ".py":
+        if str(given) not in names:
+            raise error(f"no {what} {str(given)!r}: give a .py file, or one of {', '.join(names)}")
+        path = folder / f"{given}.py"
+    try:
+        return path, path.read_text(encoding="utf-8")
+    except OSError as failed:
+        raise error(f"{path}: {failed.strerror}") from failed
+    except UnicodeDecodeError as failed:
+        raise error(f"{path}: is no text in UTF-8: {failed}") from failed
 
 
 def error_line(error: BaseException, filename: str) -> int | None:
