@@ -383,6 +383,16 @@ def test_commands_and_recipes_load_without_the_heavy_libraries():
 )
 def test_commands_that_compute_nothing_do_without_torch(tmp_path: Path, arguments: list[str]):
     code = f"import sys, noria.cli as c; print(c.status_of({arguments}), 'torch' in sys.modules, file=sys.stderr)"
-    given = {"cwd": tmp_path, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    assert last_word(tmp_path, code) == "0 False"
+
+
+def test_the_harness_is_imported_without_what_only_some_of_its_tools_need(tmp_path: Path):
+    named = "{'torch', 'scipy', 'pyarrow'} & set(sys.modules)"
+    assert last_word(tmp_path, f"import sys, noria.harness; print({named} or 'none', file=sys.stderr)") == "none"
+
+
+def last_word(folder: Path, code: str) -> str:
+    """The last line that a new interpreter says on standard error."""
+    given = {"cwd": folder, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     done = subprocess.run([sys.executable, "-c", code], **given, check=True)  # type: ignore[call-overload]
-    assert done.stderr.splitlines()[-1] == "0 False", done.stderr
+    return done.stderr.splitlines()[-1]

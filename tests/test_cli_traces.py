@@ -59,6 +59,14 @@ def test_a_program_or_place_that_is_not_there_is_bad_use_and_told(rolled, tmp_pa
     assert status_of(["traces", "replay", str(rolled), "--program", "nosuch"]) == 2
     told = capsys.readouterr().err
     assert "no harness program 'nosuch': give a .py file, or one of" in told and "planner" in told and "/" not in told
+    bad = ["--program", "nosuch", "--environment", "none", "--tokenizer", str(tmp_path)]
+    for place in (str(rolled), str(tmp_path / "gone")):  # all at once, and before anything is read
+        for action in ("replay", "reexecute"):
+            assert status_of(["traces", action, place, *bad]) == 2
+            told = capsys.readouterr().err
+            assert "harness program 'nosuch'" in told and "environment 'none'" in told and "no tokenizer" in told
+    assert status_of(["traces", "regrade", str(tmp_path / "gone"), "--environment", "none"]) == 2
+    assert "no environment 'none'" in capsys.readouterr().err
     assert status_of(["traces", "list", str(tmp_path / "gone")]) == 2
     assert f"there is no folder {tmp_path / 'gone'}" in capsys.readouterr().err
 
@@ -68,7 +76,11 @@ def test_a_list_is_filtered_and_sorted_and_json_has_the_total(tmp_path, monkeypa
     with TraceWriter(tmp_path / "run") as writer:
         writer.append(entry(number, number % 4 / 3, step=number) for number in range(40))
     code, text = run("list", "run", "--family", "odd", "--limit", 3)
-    assert code == 0 and "3 of 20 traces" in text and "find the value of key1" in text
+    assert (
+        code == 0
+        and "3 of 20 traces; # is the number that the other commands take" in text
+        and "find the value of key1" in text
+    )
     options = ("--score-min", 0.5, "--order", "step", "--falling", "--limit", 2, "--page", 2, "--json")
     found = json.loads(run("list", "run", *options)[1])
     assert found["total"] == 20 and [row["step"] for row in found["traces"]] == [35, 34]
@@ -152,6 +164,15 @@ def test_a_trace_is_shown_without_control_characters(tmp_path):
     text = run("show", "run", "control")[1]
     assert "\x1b" not in text and "\\x1b[2J\\xdcff here" in text
     assert json.loads(run("show", "run", 1, "--json")[1])["trace"]["id"] == "sub-agents"
+
+
+def test_traces_that_fail_alike_are_told_once_with_their_numbers(rolled):
+    code, text = run("replay", rolled, "--program", "plain")
+    told = " ".join(text.split())
+    assert code == 1 and told.startswith("6 times alike, in #1, #2, #3, ...; the first: trace ")
+    assert told.count("this is plain@") == 1 and told.endswith("0 of 6 traces replay exactly")
+    assert len(json.loads(run("replay", rolled, "--program", "plain", "--json")[1])["mismatches"]) == 6
+    assert run("replay", rolled, "--program", "plain", "--trace", 2)[1].startswith("#2: trace ")
 
 
 @pytest.mark.slow

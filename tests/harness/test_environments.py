@@ -120,6 +120,15 @@ def test_the_command_lists_shows_and_checks(capsys, tmp_path, monkeypatch):
     assert status == 0 and "yes" in told.out
 
 
+@pytest.mark.slow
+def test_a_result_that_the_program_shows_in_another_form_is_told_apart(capsys):
+    _, told = command(capsys, "show", "search", "--tasks", "1")
+    results = [line.split()[0] for line in told.out.splitlines() if line.startswith(("     tool", " as shown"))]
+    assert results[:4] == ["tool", "tool", "as", "tool"] and "(pruned)" in told.out
+    _, told = command(capsys, "show", "lookup", "--tasks", "1")
+    assert "as shown" not in told.out
+
+
 def test_the_check_of_a_broken_file_exits_with_one_and_says_which_gate(capsys, tmp_path):
     path = tmp_path / "broken.py"
     path.write_text(
@@ -221,6 +230,36 @@ def test_a_grading_that_failed_is_shown_and_exits_with_one(capsys, tmp_path):
     assert status == 1 and "grading failed, crash: " in told.out and "KeyError: 'points'" in told.out
     status, told = command(capsys, "show", str(path), "--json")
     assert status == 1 and '"reason": "crash"' in told.out
+
+
+@pytest.mark.parametrize(
+    ("judge", "batch", "said"),
+    [
+        ("def judge(task, trace): return 1.0", False, "must return Parts or a Failure, not 1.0 (float)"),
+        (
+            "def judge(tasks, traces): return [1.0] * len(tasks)",
+            True,
+            "must return Parts or a Failure, not 1.0 (float)",
+        ),
+        (
+            "def judge(tasks, traces): return 1.0",
+            True,
+            "must return a list of one Parts or Failure a trace (2), not 1.0",
+        ),
+        ("def judge(tasks, traces): return []", True, "must return a list of one Parts or Failure a trace (2), not []"),
+    ],
+)
+def test_a_judge_that_returns_something_else_is_named_with_its_line(capsys, tmp_path, monkeypatch, judge, batch, said):
+    monkeypatch.setenv("COLUMNS", "400")
+    path = tmp_path / "floats.py"
+    path.write_text(
+        "import sys\nfrom dataclasses import replace\nfrom noria.harness.trace_grader import trace_grader\n"
+        f"from noria.harness.environments.calculator import ENVIRONMENT as E\n{judge}\n"
+        f"GRADER = trace_grader('f', judge, sys.modules[__name__], batch={batch})\n"
+        "ENVIRONMENT = replace(E, name='floats', grader=lambda: GRADER)\n"
+    )
+    status, told = command(capsys, "show", str(path))
+    assert status == 1 and told.out.count(f"grading failed, crash: judge ({path}:5) {said}") == 2
 
 
 def test_each_trace_of_a_run_is_reported():

@@ -8,17 +8,20 @@ import sys
 from dataclasses import replace
 
 import pytest
+from scipy import stats
 
 from noria.harness.environments import parallel
 from noria.harness.environments.calculator import ENVIRONMENT, compute
-from noria.harness.environments.environment import follow
+from noria.harness.environments.environment import TasksExhausted, follow
 from noria.harness.examine import examine
-from noria.harness.gates import Gate, all_gates
+from noria.harness.gates import Gate, all_gates, worth_little
 from noria.harness.program import program_from_source
 from noria.harness.reward import Parts
 from noria.harness.subagents import DESCRIPTIONS
 from noria.harness.tools import READ, HostTool, ToolResult
 from noria.harness.trace_grader import right_answer, trace_grader
+from noria.harness.traces import Recorded
+from noria.types import Score, Trace
 
 GATES = {"splits", "gold", "null", "random", "cheats", "re-run", "difficulty", "fuzz", "tools"}
 COUNTER = itertools.count()
@@ -81,6 +84,60 @@ def test_a_veto_keeps_a_cheat_from_paying():
         return Parts(float(task.answer in trace.answer.split()), vetoes={"wordy": float(" " in trace.answer)})
 
     assert "cheats" not in failed(judged_by(judge))
+
+
+def earning(*rewards: float) -> Recorded:
+    (task,) = ENVIRONMENT.generate(1, 0, "heldout")
+    trace = Trace("t", task.id, (), 0, "h", "finished")
+    scores = tuple(Score("graded", task.grader, reward) for reward in rewards)
+    return Recorded((task,) * len(rewards), (trace,) * len(rewards), scores)
+
+
+def paid(some: int, of: int) -> Recorded:
+    return earning(*(float(place < some) for place in range(of)))
+
+
+@pytest.mark.parametrize("tasks", [5, 29, 40, 320, 1500])
+def test_a_run_is_worth_little_or_much_where_a_tail_of_the_binomial_says_so(tasks):
+    little, much = stats.binom(tasks, 0.1), stats.binom(tasks, 0.15)
+    for some in range(0, tasks + 1, max(1, tasks // 100)):
+        passes, fails = some <= 0.1 * tasks and much.cdf(some) <= 0.025, little.sf(some - 1) <= 0.025
+        assert not (passes and fails)
+        assert worth_little(paid(some, tasks)) is (True if passes else False if fails else None)
+
+
+def test_a_guess_that_is_right_once_in_five_tasks_hardly_ever_passes_at_forty():
+    chance = sum(stats.binom(40, 0.2).pmf(some) for some in range(41) if worth_little(paid(some, 40)))
+    assert chance < 0.002 and worth_little(paid(1, 40)) and worth_little(paid(9, 40)) is False
+
+
+def test_what_some_tasks_cost_hides_nothing_that_others_pay():
+    assert worth_little(earning(*[1.0] * 10, *[-0.5] * 30)) is False
+    assert worth_little(earning(*[-0.5] * 40)) and worth_little(earning(*[0.25] * 40)) is False
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.02, None), (0.13, " in 384 traces, too near to 0.1 to tell"), (0.3, "")]
+)
+def test_a_cheat_is_tried_on_more_tasks_until_it_is_decided(share, said):
+    def cheat(task):
+        return follow([task.answer if int(task.id[:6], 16) < share * 16**6 else "no"])
+
+    found = failed(replace(ENVIRONMENT, cheats={"cheat": cheat}))
+    assert set(found) == (set() if said is None else {"cheats"})
+    if said is not None:
+        assert said in found["cheats"].evidence and ("too near" in found["cheats"].evidence) == bool(said)
+
+
+def test_where_a_split_has_no_more_tasks_those_that_it_has_are_tried_again():
+    def generate(count, seed, split):
+        if count > 12:
+            raise TasksExhausted("12 distinct tasks")
+        return ENVIRONMENT.generate(count, seed, split)
+
+    assert failed(replace(ENVIRONMENT, generate=generate)) == {}
+    cheats = {"lucky": lambda task: lambda messages, seed: task.answer if seed % 4 == 0 else "no"}
+    assert set(failed(replace(ENVIRONMENT, generate=generate, cheats=cheats))) == {"cheats"}
 
 
 def test_a_flaky_tool_is_caught_by_name_and_the_re_run_with_it():
@@ -156,10 +213,9 @@ def test_no_runs_pass_no_gate():
         evidence,
         gold=empty,
         gold_again=empty,
-        null=empty,
         random=empty,
         random_again=empty,
-        cheats={},
+        unearned={"null": {"null": empty}, "random": {"random": empty}, "cheats": {}},
         reference={},
         fuzzed=(),
         repeated=(),

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from noria.harness import Budget, ScriptedPolicy, load_program, program_from_source, replay, rollout
+from noria.harness import Budget, ScriptedPolicy, SubAgents, load_program, program_from_source, replay, rollout
 from noria.harness import guard as guard_module
+from noria.harness.baselines import tokenizer_of
+from noria.harness.environment_file import load_environment
 from noria.harness.policy import WrongReply
 from noria.harness.program import ProgramError
 from noria.harness.tools import (
@@ -208,13 +210,16 @@ def test_a_program_that_gives_no_names_of_tools_is_at_fault_and_not_the_model(to
     ("wrong", "said"),
     [
         ({"answer": 42}, "task x: `answer` must be text, not 42"),
+        ({"messages": (Message("user", 42),)}, r"task x: `messages` must hold Message\(role, text\), not Message"),  # type: ignore[arg-type]
         ({"hidden": {"files": {"apple": ["value 42"]}}}, r"task x: `hidden\['files'\]\['apple'\]` must be text"),
     ],
 )
 def test_a_task_of_another_shape_is_refused_with_its_field(tokenizer, tools, wrong, said):
-    policy = ScriptedPolicy(script_of, tokenizer)
+    policy, bad = ScriptedPolicy(script_of, tokenizer), replace(task("x"), **wrong)
     with pytest.raises(WrongTask, match=said):
-        rollout([replace(task("x"), **wrong)], [1], policy, None, load_program("files"), budget=BUDGET, tools=tools)
+        rollout([bad], [1], policy, None, load_program("files"), budget=BUDGET, tools=tools)
+    with pytest.raises(WrongTask, match=said):  # the tokenizer of a script is made before its rollout
+        tokenizer_of(load_environment("lookup"), [bad])
 
 
 def test_names_in_the_place_of_tools_are_refused(tools):
@@ -229,10 +234,52 @@ def test_a_rollout_without_a_toolbox_around_its_tools_is_refused(tokenizer, give
         rollout([task("x")], [1], policy, None, load_program("files"), budget=BUDGET, tools=given)
 
 
-def test_a_script_whose_reply_is_no_text_is_told_so(tokenizer, tools):
-    policy = ScriptedPolicy(lambda one: lambda messages, seed: 42, tokenizer)
-    with pytest.raises(WrongReply, match=r"^the script for task x replied 42 \(int\): a reply must be text$"):
-        rollout([task("x")], [1], policy, None, load_program("files"), budget=BUDGET, tools=tools)
+def failing(one: Task):
+    """A script that reads a file, and then fails where the task's name says so."""
+
+    def script(messages, seed):
+        if messages[-1].role == "tool" and one.id == "raises":
+            return {}["way"]
+        return 42 if one.id == "number" else script_of(one)(messages, seed)
+
+    return script
+
+
+def scripted(names, tokenizer, tools):
+    tasks, policy = [task(name) for name in names], ScriptedPolicy(failing, tokenizer)
+    seeds = range(len(tasks))
+    return tasks, rollout(tasks, seeds, policy, None, load_program("files"), budget=BUDGET, tools=tools)
+
+
+def test_a_script_that_fails_ends_its_own_trace_and_tells_why(tokenizer, tools):
+    tasks, traces = scripted(("good", "raises", "number", "fine"), tokenizer, tools)
+    assert [trace.outcome for trace in traces] == ["finished", "model_error", "model_error", "finished"]
+    told = traces[1].nodes[-1].message.content
+    assert told.startswith(f"model error: the script for task raises raised KeyError: 'way' ({__file__}:")
+    told = traces[2].nodes[-1].message.content
+    assert told == "model error: the script for task number replied 42 (int): a reply must be text"
+    for one, trace in zip(tasks, traces, strict=True):
+        assert replay(one, trace, tokenizer, load_program("files"), BUDGET) == trace
+
+
+def test_what_a_script_raises_in_every_rollout_is_raised(tokenizer, tools):
+    with pytest.raises(KeyError, match="way") as raised:
+        scripted(("raises", "raises"), tokenizer, tools)
+    assert raised.value.__notes__ == ["the first of 2 rollouts, in each of which the user's own code failed"]
+    with pytest.raises(WrongReply, match=r"^the script for task number replied 42 \(int\): a reply must be text"):
+        scripted(("number",), tokenizer, tools)
+
+
+def test_a_script_that_raises_for_a_sub_agent_ends_the_trace_that_asked(tokenizer, tools):
+    calls = f"{CALL}create_subagent bob hello{CALL}assign_task bob raises"
+    main = ScriptedPolicy(lambda one: lambda messages, seed: calls if one.id == "asks" else "42", tokenizer)
+    helper = ScriptedPolicy(lambda one: lambda messages, seed: {}["way"], tokenizer)
+    helpers = SubAgents(load_program("files"), BUDGET, policy=helper)
+    tasks, program = [task("asks"), task("good")], load_program("orchestrator")
+    traces = rollout(tasks, [1, 2], main, None, program, budget=BUDGET, tools=tools, subagents=helpers)
+    assert [trace.outcome for trace in traces] == ["model_error", "finished"]
+    with pytest.raises(KeyError, match="way"):
+        rollout(tasks[:1], [1], main, None, program, budget=BUDGET, tools=tools, subagents=helpers)
 
 
 def test_a_tool_may_change_files_that_are_no_text(traces):

@@ -19,7 +19,7 @@ from tests.harness.made_up_traces import entry, long_trace, task, with_sub_agent
 
 
 def written(folder: Path, *calls: list[Entry]) -> Path:
-    with TraceWriter(folder) as writer:
+    with TraceWriter(folder, resume=True) as writer:
         for entries in calls:
             writer.append(entries)
     return folder / "traces.blocks"
@@ -100,11 +100,20 @@ def test_a_second_writer_of_one_file_is_refused(tmp_path):
         other.append([entry(0)])
 
 
+def test_what_is_there_is_only_appended_to_where_that_is_said(tmp_path):
+    TraceWriter(tmp_path).close()
+    path = written(tmp_path, [entry(0)])  # a file without traces is as good as new
+    with pytest.raises(TraceFileError, match=r"traces\.blocks holds traces already: name a new folder, or"):
+        TraceWriter(tmp_path)
+    written(tmp_path, [entry(1)])
+    assert read(path)[0] == [entry(0), entry(1)]
+
+
 def test_a_run_that_goes_back_drops_what_it_makes_anew(tmp_path):
     path = written(
         tmp_path, [entry(step, step=step) for step in (0, 0, 1)], [entry(step, step=step) for step in (1, 2)]
     )
-    with TraceWriter(tmp_path) as writer:
+    with TraceWriter(tmp_path, resume=True) as writer:
         writer.rewind(5)
         writer.rewind(1)
         writer.append([entry(9, step=1)])
@@ -235,7 +244,7 @@ def test_an_index_starts_anew_where_a_resumed_run_went_back_and_wrote_on(tmp_pat
     path = written(folder, first, [entry(5, step=1)])
     with Library(folder, index) as library:
         assert library.count() == 5
-        with TraceWriter(folder) as writer:
+        with TraceWriter(folder, resume=True) as writer:
             begins, size = path.read_bytes()[:4096], path.stat().st_size
             writer.rewind(1)
             writer.append([entry(number, step=1) for number in (6, 7)])
@@ -251,7 +260,7 @@ def test_an_index_starts_anew_where_a_run_went_back_to_the_same_size(tmp_path):
         library.refresh()
         before, size = path.read_bytes(), path.stat().st_size
         for number in range(6, 200):
-            with TraceWriter(tmp_path / "run") as writer:
+            with TraceWriter(tmp_path / "run", resume=True) as writer:
                 writer.rewind(1)
                 writer.append([entry(number, step=1)])
             if path.stat().st_size == size:

@@ -78,11 +78,13 @@ def test_a_sandbox_failure_replays_as_one(recorded, tokenizer):
     assert replay(recorded.tasks[index], failed, tokenizer, load_program("files"), BUDGET) == failed
 
 
-def test_a_program_that_shows_something_else_is_found_at_its_turn(recorded, tokenizer):
+def test_a_program_that_shows_something_else_is_found_at_its_turn_and_named(recorded, tokenizer):
     source = load_program("files").source.replace('Message("tool", result)', "Message(\"tool\", result + '!')")
     index = next(i for i, trace in enumerate(recorded.traces) if trace.facts["turns"] > 1)
-    with pytest.raises(ReplayMismatch, match="turn 1"):
-        replay(recorded.tasks[index], recorded.traces[index], tokenizer, program_from_source(source, "files"), BUDGET)
+    other = program_from_source(source, "files")
+    named = f"it was made with the program {load_program('files').label}, this is {other.label}"
+    with pytest.raises(ReplayMismatch, match=f"turn 1 .*: {named}$"):
+        replay(recorded.tasks[index], recorded.traces[index], tokenizer, other, BUDGET)
 
 
 def test_a_changed_sample_or_budget_is_found(recorded, tokenizer):
@@ -90,7 +92,7 @@ def test_a_changed_sample_or_budget_is_found(recorded, tokenizer):
     task, trace, program = recorded.tasks[index], recorded.traces[index], load_program("files")
     with pytest.raises(ReplayMismatch):
         replay(task, trace, tokenizer, program, Budget(turns=2, tokens_per_turn=12, context=256))
-    with pytest.raises(ReplayMismatch, match="outcome"):
+    with pytest.raises(ReplayMismatch, match=r"with another outcome$"):  # and nothing is said of the program
         replay(task, replace(trace, outcome="aborted"), tokenizer, program, BUDGET)
 
 

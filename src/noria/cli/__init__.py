@@ -69,11 +69,10 @@ def _code_of(error: Exception) -> int:
     from noria.artifacts import Interrupted, Unknown
     from noria.evals.task_file import TaskFileError
     from noria.grading.grader_language import GraderError
-    from noria.harness.environment_file import EnvironmentFileError
-    from noria.harness.program import ProgramError
+    from noria.harness.code_file import CodeFileError
     from noria.recipe_errors import RecipeError
 
     if isinstance(error, Interrupted):
         return INTERRUPTED
-    bad_use = RecipeError | TaskFileError | GraderError | EnvironmentFileError | ProgramError | Unknown
+    bad_use = RecipeError | TaskFileError | GraderError | CodeFileError | Unknown
     return BAD_USE if isinstance(error, bad_use) else FAILED

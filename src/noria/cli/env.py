@@ -93,11 +93,16 @@ def show(
     seed: SeedOption = 0,
     json_: JsonOption = False,
 ) -> int:
-    """A few tasks of an environment, with a gold run of each as the model would live it."""
+    """A few tasks of an environment, with a gold run of each as the model would live it.
+
+    A result that the harness program shows the model in another form stands there twice: as the tool gave it, and
+    "as shown".
+    """
     from noria.harness.author_errors import drawn
     from noria.harness.environment_file import load_environment
     from noria.harness.examine import TOOL_LIMITS, play
     from noria.harness.tools import Toolbox
+    from noria.harness.traces.story import is_retold
     from noria.sandbox import Sandbox
 
     environment = load_environment(name)
@@ -118,8 +123,8 @@ def show(
         out.print(f"  {dial}: {meaning}", markup=False)
     for task, trace, score in zip(gold.tasks, gold.traces, gold.scores, strict=True):
         out.print(f"\ntask {task.id[:12]}, difficulty {task.difficulty:g}", style="bold", markup=False)
-        for node in trace.nodes:
-            who = f"{node.agent or node.message.role:>9}"
+        for place, node in enumerate(trace.nodes):
+            who = f"{'as shown' if is_retold(trace, place) else node.agent or node.message.role:>9}"
             text = node.message.content.replace("\n", "\n" + " " * 11)
             out.print(f"{who}  {text}", markup=False, style="cyan" if node.call else None)
         if score.status == "failed":
@@ -161,7 +166,8 @@ def _show_table(found: list[Examination], seed: int) -> None:
     out = console()
     out.print(table)
     out.print(
-        f"\ntasks: held-out, seed {seed}; gold, null, random, cheats: mean reward (of the worst cheat); "
+        f"\ntasks: held-out, seed {seed}; gold, null, random, cheats: mean reward (of the worst cheat), on more "
+        "tasks where these can't tell whether it is below 0.1; "
         "difficulty: share of tasks solved sometimes by a policy that slips; fuzz: hostile traces that broke or fooled "
         "the grader."
     )

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 PlaceArgument = Annotated[
     str, typer.Argument(metavar="PLACE", help="A folder with traces, or an artifact: key, alias or step's name.")
 ]
-TraceOption = Annotated[str, typer.Option("--trace", metavar="TRACE", help="Only this one: its number, or id's start.")]
+TraceOption = Annotated[
+    str, typer.Option("--trace", metavar="TRACE", help="Only this one: its number in the list (from 1), or id's start.")
+]
 FamilyOption = Annotated[str, typer.Option(help="Only tasks of this family.")]
 OutcomeOption = Annotated[str, typer.Option(help="Only traces that ended so: finished, truncated, tool_limit, ...")]
 LimitOption = Annotated[int, typer.Option(min=1, help="At most so many.")]
@@ -70,7 +72,9 @@ def asked_again(command: Callable[[Again], int]) -> Callable[..., int]:
 
     @wraps(command)
     def with_options(**options: Any) -> int:
-        return command(Again(**options))
+        again = Again(**options)
+        again.given.check()
+        return command(again)
 
     with_options.__signature__ = inspect.signature(Again, eval_str=True)  # type: ignore[attr-defined]
     with_options.__annotations__ = get_type_hints(Again, include_extras=True)

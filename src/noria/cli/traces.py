@@ -30,7 +30,12 @@ from noria.studio.output import console, print_json, progress
 traces = typer.Typer(help="Traces of agents: list, look at, replay, run again, grade again.", no_args_is_help=True)
 app.add_typer(traces, name="traces")
 
-OneArgument = Annotated[str, typer.Argument(metavar="TRACE", help="Its number in the list, or the start of its id.")]
+OneArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TRACE", help="Its number in `noria traces list` (# there, from 1), or the start of its id."
+    ),
+]
 
 
 class Format(StrEnum):
@@ -87,7 +92,7 @@ def list_(
     if json_:
         return print_json({"total": total, "traces": rows, "damages": damages})
     _show_rows(rows)
-    console().print(f"{len(rows)} of {total:,} traces", style="dim")
+    console().print(f"{len(rows)} of {total:,} traces; # is the number that the other commands take", style="dim")
     tell(damages)
     return OK
 
@@ -101,7 +106,7 @@ def show(
     store: StoreOption = None,
     json_: JsonOption = False,
 ) -> int:
-    """Show one trace: its messages, tool calls and results, score and budget. --json gives all of it."""
+    """Show one trace: its messages, numbered from 0, calls and results, score and budget. --json gives all of it."""
     from noria.studio.traces.place import Given, tokenizer_of
     from noria.studio.traces.plain import print_trace
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,8 +59,7 @@ def replay(again: Again) -> int:
     if again.json_:
         print_json({"replayed": len(numbers), "mismatches": failed, "damages": damages})
     else:
-        for one in failed[:20]:
-            console().print(f"#{one['number']}: {one['mismatch']}", markup=False)
+        _tell_alike([(one["number"], one["mismatch"]) for one in failed])
         console().print(f"{len(numbers) - len(failed)} of {len(numbers)} traces replay exactly")
         tell(damages)
     return FAILED if failed or damages or not numbers else OK
@@ -104,13 +105,30 @@ def reexecute(again: Again) -> int:
     if again.json_:
         print_json({"traces": len(numbers), **counts, "results": listed, "damages": damages})
     else:
-        for one in listed[:20]:
-            told = f"{one.get('tool', '')} recorded {str(one.get('recorded', ''))[:80]!r}, now {one['now'][:200]!r}"
-            console().print(f"#{one['number']} {one['verdict']}: {told}", markup=False)
+        _tell_alike([(one["number"], _told(one)) for one in listed])
         said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count) or "no call"
         console().print(f"{len(numbers)} traces: {said}")
         tell(damages)
     return FAILED if damages or not numbers or counts["differs"] + counts["failed"] + counts["off_tape"] else OK
+
+
+def _told(one: dict[str, Any]) -> str:
+    if one["verdict"] == "off_tape":
+        return f"off tape: {one['now']}"
+    return f"{one['verdict']}: {one['tool']} recorded {one['recorded'][:80]!r}, now {one['now'][:200]!r}"
+
+
+def _tell_alike(reasons: Sequence[tuple[int, str]]) -> None:
+    """A line for all traces with one reason: how many, the numbers of the first, the reason of the first. Reasons that
+    differ in numbers and digests alone are one."""
+    alike: dict[str, list[tuple[int, str]]] = {}
+    for number, reason in reasons:
+        alike.setdefault(re.sub(r"[0-9a-f]*\d[0-9a-f]*", "", reason), []).append((number, reason))
+    for found in list(alike.values())[:20]:
+        numbers = list(dict.fromkeys(f"#{number}" for number, _ in found))
+        shown = ", ".join([*numbers[:3], *(["..."] if len(numbers) > 3 else [])])
+        times = f"{len(found)} times alike, in {shown}; the first" if len(found) > 1 else shown
+        console().print(f"{times}: {found[0][1]}", markup=False)
 
 
 @traces.command(
@@ -132,6 +150,8 @@ def regrade(
 
     if out is not None and out.exists() and any(out.iterdir()):
         raise typer.BadParameter(f"{out} is not empty; name a new folder")
+    given = Given(environment=environment)
+    given.check()
     changed: list[dict[str, Any]] = []
     total = 0
     with opened(place, store) as (_, library):
@@ -139,7 +159,7 @@ def regrade(
         damages = damages_of(library)
         writer = TraceWriter(out) if out else None
         with progress("traces", library.count(query)) as report:
-            for batch in regraded(library, query, Given(environment=environment)):
+            for batch in regraded(library, query, given):
                 total += len(batch)
                 changed += [one.change() for one in batch if one.changed]
                 if writer:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
+from noria.harness.code_file import place_of
 from noria.harness.environment_file import EnvironmentFileError
 from noria.harness.environments.environment import Environment
-from noria.harness.error_line import error_line
 from noria.harness.scripted import Policy
 from noria.harness.well_formed import wrong_in_tasks
 from noria.types import Message, Task
@@ -34,7 +33,7 @@ def blamed(what: str, environment: Environment, function: Callable[P, T]) -> Cal
         except Exception as error:
             if type(error).__module__.startswith("noria."):
                 raise
-            said = f"{what} raised {type(error).__name__}: {error} ({_place(error, function, environment.generate)})"
+            said = f"{what} raised {type(error).__name__}: {error} ({place_of(error, function, environment.generate)})"
             raise EnvironmentFileError(f"{environment.name}: {said}") from error
 
     return call
@@ -57,13 +56,3 @@ def speaking(environment: Environment, task: Task, policy: object) -> Policy:
         return said
 
     return speak
-
-
-def _place(error: Exception, *functions: object) -> str:
-    """file:line of the first of the functions' files that the error went through, else of where it was raised."""
-    for function in functions:
-        own = getattr(getattr(function, "__code__", None), "co_filename", "")
-        if line := error_line(error, own):
-            return f"{own}:{line}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{frame.filename}:{frame.lineno}"

@@ -12,6 +12,7 @@ from noria.data.tokenizer import CALL, Tokenizer, train_tokenizer
 from noria.harness.environments.environment import Environment
 from noria.harness.scripted import Policy
 from noria.harness.subagents import DESCRIPTIONS
+from noria.harness.well_formed import WrongTask, wrong_in_tasks
 from noria.types import Message, Task, seed_of
 
 SHORTEST_WORDS, LONGEST_WORDS = 1, 3  # words of a random argument or answer
@@ -52,7 +53,9 @@ def slipping(environment: Environment, task: Task, noise: float) -> Policy:
 
 
 def tokenizer_of(environment: Environment, tasks: Sequence[Task]) -> Tokenizer:
-    """A tokenizer of the environment's own words, for runs that no model takes part in."""
+    """A tokenizer of the environment's own words, for runs that no model takes part in. Raises WrongTask."""
+    if wrong := wrong_in_tasks(tasks):
+        raise WrongTask(wrong)
     texts = [message.content for task in tasks for message in task.messages]
     texts += [str(text) for task in tasks for text in task.hidden.get("files", {}).values()]
     texts += [*(tool.name for tool in environment.tools), *(task.answer for task in tasks)]

@@ -65,6 +65,7 @@ class Conversation:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     helpers: list[Conversation] = field(default_factory=list)  # all that there were
     sandbox: str = ""
+    bug: Exception | None = None  # of the user's own code, for which there was no reply
 
     def __post_init__(self) -> None:
         self._saw: dict[int, tuple[int, ...]] = {}  # sampled node -> the nodes of its view
@@ -136,7 +137,7 @@ class Conversation:
         """Record what was said; its calls are then waiting in `actions`."""
         reply = counted(reply, self.budget)
         if isinstance(reply, ModelFailed):
-            self.outcome = "model_error"
+            self.outcome, self.bug = "model_error", reply.bug
             self._node(Message("system", f"model error: {reply}"[:500]), tuple(self.history[-1:]))
             return
         call, actions = reply.call, reply.actions
@@ -196,7 +197,7 @@ class Conversation:
                 if not slot.helper.outcome:
                     return
                 if slot.helper.outcome in ("sandbox_error", "aborted", "model_error"):
-                    self.outcome = slot.helper.outcome
+                    self.outcome, self.bug = slot.helper.outcome, slot.helper.bug
                     return
                 slot.result = _answer_of(slot.helper, slot)
                 parents = (*parents, *(place for place in slot.helper.last if place not in parents))

@@ -8,16 +8,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from noria.harness.code_file import CodeFileError, error_line, read_code
 from noria.harness.environments.environment import Environment
-from noria.harness.error_line import error_line
 from noria.harness.well_formed import wrong_in_environment
 from noria.types import digest
 
 FOLDER = Path(__file__).with_name("environments")
 
 
-class EnvironmentFileError(ValueError):
-    """The file is no environment; the message names the file, the line where there is one, and what is wrong."""
+class EnvironmentFileError(CodeFileError):
+    """The file is no environment, or one of its functions failed."""
 
 
 def environment_names() -> list[str]:
@@ -30,18 +30,7 @@ def load_environment(environment: Path | str) -> Environment:
 
     The file's code runs in this process: it is your own code, not a model's.
     """
-    path = Path(environment)
-    if path.suffix != ".py":
-        if str(environment) not in environment_names():
-            known = ", ".join(environment_names())
-            raise EnvironmentFileError(f"no environment {str(environment)!r}: give a .py file, or one of {known}")
-        path = FOLDER / f"{environment}.py"
-    try:
-        source = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise EnvironmentFileError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise EnvironmentFileError(f"{path}: is no text in UTF-8: {error}") from error
+    path, source = read_code(environment, "environment", FOLDER, environment_names(), EnvironmentFileError)
     inside = path.resolve().parent == FOLDER.resolve()
     name = f"noria.harness.environments.{path.stem}" if inside else f"noria_environment_{digest(source)[:12]}"
     made = getattr(_module(path, name), "ENVIRONMENT", None)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from noria.grading.grader import crash
 from noria.harness.author_errors import blamed, drawn, speaking
 from noria.harness.baselines import at_random, silent, slipping, tokenizer_of
-from noria.harness.environments.environment import Environment
-from noria.harness.gates import Evidence, Fuzzed, Gate, Repeated, all_gates
+from noria.harness.environments.environment import Environment, TasksExhausted
+from noria.harness.gates import FEWEST, Evidence, Fuzzed, Gate, Repeated, all_gates, worth_little
 from noria.harness.hostile_traces import hostile_traces
 from noria.harness.policy import ScriptedPolicy
 from noria.harness.rollout import rollouts
@@ -26,6 +27,7 @@ from noria.types import Task, Trace, seed_of
 TOOL_LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0)
 NOISES = (0.1, 0.3)
 FUZZED_TASKS, REPEATED_CALLS, CALLS_A_TASK = 3, 40, 4
+MOST_TASKS = 320  # what earns too near to the gate's bound to tell after these does not pass
 CONCURRENT = 8  # traces at a time: what tools keep warm (open pages, indices) is for a few
 
 
@@ -50,13 +52,14 @@ def examine(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Examination:
-    """All gates on `tasks` held-out tasks, the slipping policy `repeats` times each. Deterministic."""
+    """All gates on `tasks` held-out tasks, the slipping policy `repeats` times each; on more where those can't tell
+    whether what must earn nothing does. Deterministic."""
     evidence = collect(environment, tasks, repeats, seed, progress)
     return Examination(environment.name, environment.version, tasks, tuple(all_gates(evidence)))
 
 
 def traces_of(environment: Environment, tasks: int, repeats: int) -> int:
-    """How many traces `examine` makes, and reports as its total."""
+    """How many traces `examine` makes and reports as its total; those of more tasks come on top, unreported."""
     return tasks * (5 + len(environment.cheats) + repeats * len(NOISES))
 
 
@@ -77,9 +80,15 @@ def collect(
         player = _Player(environment, toolbox, tasks, seed, lambda done: progress(done, total))
         heard = _Heard(toolbox)
         gold, gold_again = player.play(environment.gold, tools=heard), player.play(environment.gold)
-        null = player.play(lambda task: silent)
-        random, random_again = (player.play(lambda task: at_random(environment), tools=at) for at in (heard, toolbox))
-        cheats = {name: player.play(cheat) for name, cheat in environment.cheats.items()}
+        nothing, anything = (lambda task: silent), (lambda task: at_random(environment))
+        null = player.play(nothing)
+        random, random_again = (player.play(anything, tools=at) for at in (heard, toolbox))
+        decided = partial(_decided, environment, toolbox, seed)
+        unearned = {
+            "null": {"null": decided(nothing, null)},
+            "random": {"random": decided(anything, random)},
+            "cheats": {name: decided(cheat, player.play(cheat)) for name, cheat in environment.cheats.items()},
+        }
         slips = environment.reference or (lambda task, noise: slipping(environment, task, noise))
         reference = {noise: player.play(_at(slips, noise), repeats) for noise in NOISES}
         sample = spread(heard.results, min(REPEATED_CALLS, CALLS_A_TASK * count))
@@ -88,10 +97,9 @@ def collect(
             splits_again=again,
             gold=gold,
             gold_again=gold_again,
-            null=null,
             random=random,
             random_again=random_again,
-            cheats=cheats,
+            unearned=unearned,
             reference=reference,
             fuzzed=tuple(_fuzz(environment, null)),
             repeated=tuple(_repeat(toolbox, sample, environment.budget.result_bytes)),
@@ -109,6 +117,23 @@ def play(
 ) -> Recorded:
     """`policy_of(task)` on each task, rolled out and graded. Reports each trace."""
     return _Player(environment, toolbox, tasks, seed, lambda done: progress(done, len(tasks))).play(policy_of)
+
+
+def _decided(
+    environment: Environment, toolbox: Toolbox, seed: int, policy_of: Callable[[Task], Policy], run: Recorded
+) -> Recorded:
+    """`run`, with more and more tasks until it can be told whether it is worth little."""
+    while worth_little(run) is None and len(run.tasks) < MOST_TASKS:
+        known = {task.id: task for task in run.tasks}
+        try:
+            made = drawn(environment, max(2 * len(known), FEWEST), seed, "heldout")
+        except TasksExhausted:
+            made = []
+        # Where the split has no more, the same tasks with other seeds.
+        tasks = [task for task in made if task.id not in known] or list(known.values())
+        more = play(environment, toolbox, tasks, seed_of(seed, len(run.tasks)), policy_of)
+        run = Recorded(run.tasks + more.tasks, run.traces + more.traces, run.scores + more.scores)
+    return run
 
 
 class _Player:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,16 @@ from typing import Any
 from noria.harness.traces import Recorded
 from noria.types import Score, Task
 
-NEAR_ZERO = 0.1  # mean reward of those who do nothing, act at random or cheat
+NEAR_ZERO = 0.1  # what those who do nothing, act at random or cheat may earn, as a share of what the tasks can pay
+TOO_MUCH = 0.15  # what they must be shown not to earn: no number of tasks shows that a run is worth 0.1 and not 0.101
+DOUBT = 0.025  # how often chance alone may show so
+FEWEST = math.ceil(math.log(DOUBT) / math.log(1 - TOO_MUCH))  # of fewer tasks, none that was paid shows nothing yet
 HIGH = 0.5  # a single hostile trace that is paid this much was paid for nothing
 ENOUGH_BETWEEN = (
     0.3  # share of tasks that a noisy policy solves sometimes: those are what a group advantage learns from
 )
 BINS = 5
+VERDICTS = (False, None, True)  # of `worth_little`, the worst first
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All runs of one environment. `reference`: noise -> runs of the slipping policy, several a task.
+    """All runs of one environment. `unearned`: gate -> agent -> run, of those that must earn nothing; `reference`:
+    noise -> runs of the slipping policy, several a task.
 
     `splits` and `splits_again` are the same call of the generator, made twice.
     """
@@ -68,10 +72,9 @@ class Evidence:
     splits_again: Mapping[str, Sequence[Task]]
     gold: Recorded
     gold_again: Recorded
-    null: Recorded
     random: Recorded
     random_again: Recorded
-    cheats: Mapping[str, Recorded]
+    unearned: Mapping[str, Mapping[str, Recorded]]
     reference: Mapping[float, Recorded]
     fuzzed: Sequence[Fuzzed]
     repeated: Sequence[Repeated]
@@ -82,9 +85,7 @@ def all_gates(evidence: Evidence) -> list[Gate]:
     return [
         splits_are_apart(evidence.splits, evidence.splits_again),
         gold_scores_one(evidence.gold),
-        earns_nothing("null", {"null": evidence.null}),
-        earns_nothing("random", {"random": evidence.random}),
-        earns_nothing("cheats", evidence.cheats),
+        *(earns_nothing(name, runs) for name, runs in evidence.unearned.items()),
         runs_again_alike([(evidence.gold, evidence.gold_again), (evidence.random, evidence.random_again)]),
         enough_between(evidence.reference),
         grader_stands(evidence.fuzzed),
@@ -131,24 +132,53 @@ def gold_scores_one(gold: Recorded) -> Gate:
 
 
 def earns_nothing(name: str, runs: Mapping[str, Recorded]) -> Gate:
-    """The mean reward of each run is near 0, over the traces that could be graded: more than one standard error above
-    it fails, so that a lucky guess among few tasks is no finding."""
-    rows: list[tuple[float, float, str]] = []
+    """Each run is worth little, and its tasks are enough to tell."""
+    rows: list[tuple[int, float, str]] = []
     for agent, run in runs.items():
         graded = [score.value for score in run.scores if score.value is not None]
         if not graded:
-            rows.append((math.inf, math.inf, f"{agent}: not one of {len(run.scores)} traces could be graded"))
+            rows.append((0, math.inf, f"{agent}: not one of {len(run.scores)} traces could be graded"))
             continue
-        reward = sum(graded) / len(graded)
-        error = statistics.stdev(graded) / math.sqrt(len(graded)) if len(graded) > 1 else 0.0
+        reward, little = sum(graded) / len(graded), worth_little(run)
         pairs = zip(run.tasks, run.scores, strict=True)
         paid = next((f" (paid: task {task.id[:8]})" for task, score in pairs if (score.value or 0) > HIGH), "")
-        rows.append((reward - error, reward, f"{agent} {reward:.2f}{paid}"))
+        near = f", too near to {NEAR_ZERO} to tell" if little is None else ""
+        said = f"{agent} {reward:.2f} in {len(graded)} traces{near}{paid}"
+        rows.append((VERDICTS.index(little), reward, said))
     if not rows:
         return Gate(name, False, "none", "nothing was run")
-    rows.sort(key=lambda row: (-row[0], -row[1]))
+    rows.sort(key=lambda row: (row[0], -row[1]))
     worst = max(reward for _, reward, _ in rows)
-    return Gate(name, rows[0][0] <= NEAR_ZERO, f"{round(worst, 2) + 0.0:.2f}", ", ".join(said for _, _, said in rows))
+    return Gate(
+        name, VERDICTS[rows[0][0]] is True, f"{round(worst, 2) + 0.0:.2f}", ", ".join(said for _, _, said in rows)
+    )
+
+
+def worth_little(run: Recorded) -> bool | None:
+    """Whether a run earns NEAR_ZERO at most: yes, no, or None where more tasks must tell.
+
+    Yes where the mean is no more and, were each task paid with probability TOO_MUCH, so few would be paid with
+    probability DOUBT at most; no where, with NEAR_ZERO, so many would: tails of the binomial distribution. Partial
+    rewards add up, and a reward below 0 counts as 0: what some tasks cost hides nothing that others pay. A run that
+    could not be graded shows nothing, and is not worth little.
+    """
+    graded = [min(max(score.value, 0.0), 1.0) for score in run.scores if score.value is not None]
+    paid, tasks, slack = sum(graded), len(graded), 1e-9
+    if not graded:
+        return False
+    if paid <= NEAR_ZERO * tasks + slack and _at_most(math.ceil(paid - slack), tasks, TOO_MUCH) <= DOUBT:
+        return True
+    return False if 1 - _at_most(math.floor(paid + slack) - 1, tasks, NEAR_ZERO) <= DOUBT else None
+
+
+def _at_most(paid: int, tasks: int, share: float) -> float:
+    """The probability that at most `paid` of `tasks` are paid where each is with probability `share`."""
+    logs = (
+        math.lgamma(tasks + 1) - math.lgamma(k + 1) - math.lgamma(tasks - k + 1)
+        + k * math.log(share) + (tasks - k) * math.log(1 - share)
+        for k in range(paid + 1)
+    )  # fmt: skip
+    return math.fsum(map(math.exp, logs))
 
 
 def runs_again_alike(pairs: Sequence[tuple[Recorded, Recorded]]) -> Gate:

@@ -15,6 +15,7 @@ from noria.data.chat_tokenizer import ChatTokenizer
 from noria.data.imported_tokenizer import ImportedTokenizer
 from noria.data.tokenizer import CALL, Tokenizer
 from noria.harness.calls import parse_actions, read_actions
+from noria.harness.code_file import CodeFileError, place_of
 from noria.harness.program import Action
 from noria.inference import Request, Sampler, SamplingParams
 from noria.inference.tool_calls import ToolSpec, call_form
@@ -60,7 +61,14 @@ class Reply:
 
 
 class ModelFailed(RuntimeError):
-    """There is no reply; the message says why. It ends its trace with the outcome `model_error`, and no other."""
+    """There is no reply; the message says why. It ends its trace with the outcome `model_error`, and no other.
+
+    `bug` is what the user's own code raised, where that is why.
+    """
+
+    def __init__(self, why: str, bug: Exception | None = None) -> None:
+        super().__init__(why)
+        self.bug = bug
 
 
 @runtime_checkable
@@ -168,7 +176,9 @@ Script = Callable[[Sequence[Message], int], str]
 
 
 class ScriptedPolicy(TokenPolicy):
-    """Replies with `script_of(task)`, which may know the task: gold solutions, cheats, baselines.
+    """Replies with `script_of(task)`, which may know the task: gold solutions, cheats, baselines. A script that raises,
+    or replies with no text, ends its own rollout with `model_error`; a CodeFileError, which is told to the user as it
+    is, ends all.
 
     Its log-probabilities are 0: it was certain. Its traces hold tokens like any other, so they can be trained on.
     """
@@ -180,9 +190,18 @@ class ScriptedPolicy(TokenPolicy):
     def reply(self, turns: Sequence[Turn]) -> list[Reply | ModelFailed]:
         return [self._reply(turn) for turn in turns]
 
-    def _reply(self, turn: Turn) -> Reply:
-        said = self.script_of(turn.task)(turn.view, turn.params.seed)
-        ids = reply_ids(said, self.tokenizer, f"the script for task {turn.task.id:.40}")
+    def _reply(self, turn: Turn) -> Reply | ModelFailed:
+        whose, script = f"the script for task {turn.task.id:.40}", None
+        try:
+            script = self.script_of(turn.task)
+            ids = reply_ids(script(turn.view, turn.params.seed), self.tokenizer, whose)
+        except WrongReply as error:
+            return ModelFailed(str(error), error)
+        except CodeFileError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a script may raise anything: recorded as the trace's outcome
+            place = place_of(error, script, self.script_of)
+            return ModelFailed(f"{whose} raised {type(error).__name__}: {error} ({place})", error)
         kept = tuple(ids[: turn.params.max_tokens])
         finish = "stop" if len(kept) == len(ids) else "length"
         call = ModelCall(turn.prompt.ids, kept, (0.0,) * len(kept), 0, finish)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from noria.harness.error_line import error_line
+from noria.harness.code_file import CodeFileError, error_line, read_code
 from noria.harness.guard import refusal
 from noria.types import Message, digest
 
@@ -90,8 +90,8 @@ class Program:
         return f"{self.name}@{self.version[:12]}"
 
 
-class ProgramError(ValueError):
-    """The file is no harness program; the message names the file, the line where there is one, and what is wrong."""
+class ProgramError(CodeFileError):
+    """The file is no harness program."""
 
 
 def program_names() -> list[str]:
@@ -106,18 +106,7 @@ def load_program(program: Path | str) -> Program:
     method that runs without end is stopped; programs that something else wrote belong into a sandbox of their own all
     the same.
     """
-    path = Path(program)
-    if path.suffix != ".py":
-        if str(program) not in program_names():
-            known = ", ".join(program_names())
-            raise ProgramError(f"no harness program {str(program)!r}: give a .py file, or one of {known}")
-        path = PROGRAMS / f"{program}.py"
-    try:
-        source = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ProgramError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ProgramError(f"{path}: is no text in UTF-8: {error}") from error
+    path, source = read_code(program, "harness program", PROGRAMS, program_names(), ProgramError)
     return program_from_source(source, path.stem, str(path))
 
 

@@ -12,10 +12,13 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse  # late: importing it costs more than the rest of the harness
 
 # (texts) -> vectors_CD, one row a text
 Embedder = Callable[[Sequence[str]], NDArray[np.float64]]
@@ -82,6 +85,8 @@ class BM25:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
+        from scipy import sparse
+
         counts = [Counter(words_of(text)) for text in texts]
         self.terms = {term: number for number, term in enumerate(sorted(set().union(*counts)))}
         rows = np.repeat(np.arange(len(texts)), [len(count) for count in counts])
@@ -144,6 +149,8 @@ def _directions(matrix_CV: sparse.csr_array, dimensions: int) -> NDArray[np.floa
 
 
 def _gram_counts(texts: Sequence[str], buckets: int) -> sparse.csr_array:
+    from scipy import sparse
+
     rows, columns = [], []
     for row, text in enumerate(texts):
         for word in words_of(text):

@@ -42,7 +42,8 @@ def rollout(
 
     `sampler` samples with `tokenizer`, this project's or an imported model's; a ChatPolicy (an endpoint, a script)
     needs none. `seeds[i]` is the seed of task i's trace; turn t samples with seed_of(seed, t). A task's workspace is
-    `task.hidden["files"]` (name -> text), each trace has its own copy. Raises WrongTask, WrongTools.
+    `task.hidden["files"]` (name -> text), each trace has its own copy. Raises WrongTask, WrongTools, and what a script
+    raised where every rollout failed so.
     """
     if len(tasks) != len(seeds):
         raise ValueError(f"{len(tasks)} tasks and {len(seeds)} seeds: give one seed a task")
@@ -68,7 +69,8 @@ def rollouts(
     concurrent: int = 256,
 ) -> Iterator[Trace]:
     """`rollout` of any number of (task, seed), in bounded memory: traces come in the order of the jobs, as soon as they
-    and all before them are finished.
+    and all before them are finished. Where the user's own code (a script) failed in every one of them, what it raised
+    first is raised in the end.
 
     At most `concurrent` are being made at a time, and no further ones are begun while twice as many are being made or
     wait for an earlier one.
@@ -81,7 +83,8 @@ def rollouts(
     waiting = iter(jobs)
     unfinished: dict[int, Conversation] = {}  # by the number of the job; in order
     finished: dict[int, Trace] = {}
-    begun = given = 0
+    begun = given = failed = 0
+    bug: Exception | None = None
     more = True
     while True:
         while more and len(unfinished) < concurrent and len(unfinished) + len(finished) < 2 * concurrent:
@@ -91,10 +94,16 @@ def rollouts(
                 unfinished[begun] = _begin(*job, policy, program, budget, tools, subagents)
                 begun += 1
         if not unfinished and not finished:
+            if bug and failed == begun:
+                bug.add_note(f"the first of {begun} rollouts, in each of which the user's own code failed")
+                raise bug
             return
         _advance(list(unfinished.values()), tools, sampling)
         for number in [number for number, conversation in unfinished.items() if conversation.outcome]:
-            finished[number] = _trace(unfinished.pop(number))
+            conversation = unfinished.pop(number)
+            finished[number] = _trace(conversation)
+            failed += conversation.bug is not None
+            bug = bug or conversation.bug
         while given in finished:
             yield finished.pop(given)
             given += 1

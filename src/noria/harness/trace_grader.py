@@ -6,10 +6,12 @@ environment alike; each part of the reward is a column.
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from types import ModuleType
 
 from noria.grading.grader import BROKEN_OUTCOMES, Failure, crash, version_of
@@ -53,17 +55,22 @@ class TraceGrader:
 
     def _judge(self, tasks: Sequence[Task], traces: Sequence[Trace]) -> Sequence[Parts | Failure]:
         try:
-            return self.judge(tasks, traces)
+            found = self.judge(tasks, traces)
         except SandboxUnavailable:
             raise
         except Exception:  # noqa: BLE001 - recorded as a failed grading of the trace that caused it
             if len(tasks) == 1:
                 return [crash()]
-        return [self._judge([task], [trace])[0] for task, trace in zip(tasks, traces, strict=True)]
+            return [self._judge([task], [trace])[0] for task, trace in zip(tasks, traces, strict=True)]
+        if isinstance(found, Sequence) and len(found) == len(tasks):
+            return found
+        return [self._wrong(f"a list of one Parts or Failure a trace ({len(tasks)})", found)] * len(tasks)
 
     def _score(self, trace: Trace, parts: Parts | Failure) -> Score:
         if isinstance(parts, Failure):
             return self._failed(parts)
+        if not isinstance(parts, Parts):
+            return self._failed(self._wrong("Parts or a Failure", parts))
         invalid = count(trace, "invalid_calls")
         value, columns = total(
             Parts(
@@ -77,6 +84,14 @@ class TraceGrader:
         if not all(map(math.isfinite, (value, *columns.values()))):
             return self._failed(Failure("crash", f"the judge gave {columns}"))
         return Score("graded", self.ref, value, components=columns, evidence=parts.evidence)
+
+    def _wrong(self, expected: str, given: object) -> Failure:
+        """What the author's function gave in the place of what it must."""
+        judge = inspect.unwrap(self.judge)
+        code = getattr(judge, "__code__", None)
+        place = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+        name = getattr(judge, "__name__", "the judge")
+        return Failure("crash", f"{name}{place} must return {expected}, not {given!r:.60} ({type(given).__name__})")
 
     def _failed(self, failure: Failure) -> Score:
         return Score("failed", self.ref, reason=failure.reason, evidence=failure.evidence)
@@ -100,6 +115,7 @@ def answer_evidence(task: Task, trace: Trace) -> str:
 
 
 def _each(judge: Callable[[Task, Trace], Parts | Failure]) -> TraceJudge:
+    @wraps(judge)
     def judge_all(tasks: Sequence[Task], traces: Sequence[Trace]) -> list[Parts | Failure]:
         return [judge(task, trace) for task, trace in zip(tasks, traces, strict=True)]
 

@@ -37,7 +37,7 @@ from noria.types import Message, Task, Trace, digest
 FAMILY, DOMAIN = "agent_search", "agent"
 HOPS = (2, 3, 4)
 RELATIONS = ("rival", "cousin", "guest")  # of decoys
-DECOYS = 8  # besides the number that every word has: one taken at random is rarely right
+DECOYS = 8  # besides the number and the successor that every word has
 SHOWN, ROOM_TOKENS = 3, 60  # chunks a search gives; a chunk has about 8 tokens, so two or three searches fit
 BETA = 2.0  # of the logged F: where Context-1's annealing ends
 HEADER = re.compile(r"^\[(\S+)\] (.+)$", re.MULTILINE)
@@ -84,11 +84,15 @@ def generate(count: int, seed: int, split: str) -> list[Task]:
         if not belongs(split, FAMILY, *chain):
             return None
         number = dict(zip(WORDS, generator.sample(range(10, 100), len(WORDS)), strict=True))
+        others = [word for word in WORDS if word not in chain]
+        generator.shuffle(others)
         facts = [f"the successor of {a} is {b}" for a, b in pairwise(chain)]
         facts.append(f"the number of {chain[-1]} is {number[chain[-1]]}")
-        others = [word for word in WORDS if word not in chain]
         decoys = [f"the number of {word} is {number[word]}" for word in WORDS if word != chain[-1]]
-        decoys += [_decoy(generator, chain, others) for _ in range(DECOYS)]
+        # As the chain's words have: where others occur less often, a search for any number ranks the right one first.
+        decoys += [f"the successor of {a} is {b}" for a, b in pairwise([chain[-1], *others, chain[0]])]
+        pairs = (generator.sample(WORDS, 2) for _ in range(DECOYS))
+        decoys += [f"the {generator.choice(RELATIONS)} of {a} is {b}" for a, b in pairs]
         names = [f"d{number}" for number in generator.sample(range(100, 1000), len(facts) + len(decoys))]
         files = {f"corpus/{name}": text for name, text in zip(names, [*facts, *decoys], strict=True)}
         return Task(
@@ -103,14 +107,6 @@ def generate(count: int, seed: int, split: str) -> list[Task]:
         )
 
     return distinct(draw, FAMILY, count, seed, split)
-
-
-def _decoy(generator: random.Random, chain: Sequence[str], others: Sequence[str]) -> str:
-    """Another relation of the chain's words, or the same relation of other words."""
-    word, other = generator.sample(others, 2)
-    if generator.random() < 0.5:
-        return f"the {generator.choice(RELATIONS)} of {generator.choice(chain)} is {word}"
-    return f"the successor of {word} is {other}"
 
 
 def gold(task: Task) -> Policy:
@@ -203,7 +199,7 @@ ENVIRONMENT = Environment(
     },
     dials={
         "hops": "2 to 4",
-        "decoys": f"a number of every word, and {DECOYS} relations",
+        "decoys": f"a number and a successor of every word, and {DECOYS} other relations",
         "room": f"{ROOM_TOKENS} tokens of chunks",
     },
     program=PROGRAM,

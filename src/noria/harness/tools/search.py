@@ -20,9 +20,6 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from noria.harness.retrieval import Chunk, Embedder, Index, chunks_of
 from noria.harness.tools.text import valid
 from noria.harness.tools.toolbox import HostTool, Parameter, ToolCall, ToolError, ToolResult, own_text
@@ -103,6 +100,9 @@ class _Shelf:
         return self._show(call, index, found, "nothing new fits")
 
     def grep(self, call: ToolCall) -> ToolResult:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         index = self._room(call)
         seen, _ = _kept(call)
         # RE2, not re: its time is linear in the text whatever a model writes, and this is not in the sandbox.

@@ -25,12 +25,13 @@ BLOCK_WEIGHT, BLOCK_TRACES = 1 << 18, 64
 
 
 class TraceWriter:
-    """Appends entries to `folder/name.blocks`. One writer a file: a second one is refused with TraceFileError.
+    """Appends entries to `folder/name.blocks`: a new file or, with `resume`, behind what is there, since traces of two
+    programs or policies in one file must be meant. One writer a file. Raises TraceFileError.
 
     What `append` was given is on the disk when it returns, and survives a kill. Several processes write several names.
     """
 
-    def __init__(self, folder: Path, name: str = "traces") -> None:
+    def __init__(self, folder: Path, name: str = "traces", *, resume: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}{SUFFIX}"
         self._file: BinaryIO = self.path.open("a+b")
@@ -40,7 +41,13 @@ class TraceWriter:
             self._file.close()
             raise TraceFileError(f"{self.path} is being written by another process; give another name") from error
         try:
-            self._file.truncate(_end_to_write_at(self.path))
+            end = _end_to_write_at(self.path)
+            if end and not resume:
+                raise TraceFileError(
+                    f"{self.path} holds traces already: name a new folder, or go on behind them with "
+                    "TraceWriter(..., resume=True)"
+                )
+            self._file.truncate(end)
         except TraceFileError:
             self._file.close()
             raise

@@ -89,6 +89,16 @@ def reexecute(
 
 
 def _play(tape: Tape, task: Task, program: Program, budget: Budget, subagents: SubAgents | None) -> Trace:
+    try:
+        return _played(tape, task, program, budget, subagents)
+    except ReplayMismatch as mismatch:
+        made = tape.trace.harness
+        if program.label == made:
+            raise
+        raise ReplayMismatch(f"{mismatch}: it was made with the program {made}, this is {program.label}") from mismatch
+
+
+def _played(tape: Tape, task: Task, program: Program, budget: Budget, subagents: SubAgents | None) -> Trace:
     trace = tape.trace
     told = [node for node in trace.nodes if node.message.role == "tool"]  # none where the sandbox failed at once
     if told and not any(node.use for node in trace.nodes):

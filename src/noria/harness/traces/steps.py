@@ -16,7 +16,7 @@ class StepTraces:
     """`folder` must survive a kill (a step's progress folder); `finish` puts what is in it where it stays."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._writer = folder, TraceWriter(folder)
+        self._folder, self._writer = folder, TraceWriter(folder, resume=True)
         self._last: int | None = None
 
     def keep(self, step: int, tasks: Sequence[Task], traces: Sequence[Trace], scores: Sequence[Score]) -> None:

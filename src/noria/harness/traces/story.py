@@ -31,6 +31,16 @@ class Turn:
 Item = int | Turn  # a message by its node, or a turn
 
 
+def is_retold(trace: Trace, place: int) -> bool:
+    """Whether a message is a tool's result as the program showed it, where that is not as the tool gave it."""
+    node = trace.nodes[place]
+    if node.call or node.use:
+        return False
+    if not node.parents:
+        return node.message.role == "tool"
+    return len(node.parents) == 1 and trace.nodes[node.parents[0]].use is not None
+
+
 def agents_of(trace: Trace) -> list[str]:
     """The main agent "" first, then the sub-agents as they appear."""
     return list(dict.fromkeys(["", *(node.agent for node in trace.nodes)]))

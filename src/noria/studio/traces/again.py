@@ -99,7 +99,7 @@ class Workshop:
 def _policy_of(trace: Trace) -> ChatPolicy | None:
     """What lays views out for the endpoint that was asked, and is asked nothing; None for replies of tokens.
 
-    Without a reply, only an endpoint can have failed: a local model gives tokens.
+    A trace that failed before its first reply is not compared with anything: an endpoint's layout does for it.
     """
     from noria.harness import Endpoint, EndpointPolicy
 

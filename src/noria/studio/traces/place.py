@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,27 @@ class Given:
     turns: int | None = None
     tokens_per_turn: int | None = None
     context: int | None = None
+
+    def check(self) -> None:
+        """Before any trace is read. Raises NotKnown with all that is wrong."""
+        from noria.harness.code_file import CodeFileError
+        from noria.harness.environment_file import load_environment
+        from noria.harness.program import load_program
+
+        loads: list[tuple[Any, Callable[[Any], object]]] = [
+            (self.tokenizer, _tokenizer),
+            (self.environment, load_environment),
+            (self.program, load_program),
+        ]
+        wrong = []
+        for value, load in loads:
+            try:
+                if value is not None:
+                    load(value)
+            except (NotKnown, CodeFileError) as error:
+                wrong.append(str(error))
+        if wrong:
+            raise NotKnown("\n".join(wrong))
 
 
 class NotKnown(Unknown):

@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 from noria.harness.traces import Entry
-from noria.harness.traces.story import is_failed, is_invalid, tokens_read, tokens_sampled
-from noria.types import Node
+from noria.harness.traces.story import is_failed, is_invalid, is_retold, tokens_read, tokens_sampled
+from noria.types import Trace
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,11 @@ def print_trace(screen: Console, entry: Entry, tokenizer: ChatTokenizer | None, 
     for name, value in entry.labels.items():
         _line(screen, f"{name}: {json.dumps(value)}", "dim")
     for place, node in enumerate(trace.nodes):
-        _line(screen, f"\n#{place} {_heading(node)}", "red" if is_invalid(node) or is_failed(node) else "cyan")
+        _line(
+            screen,
+            f"\nmessage {place}: {_heading(trace, place)}",
+            "red" if is_invalid(node) or is_failed(node) else "cyan",
+        )
         _line(screen, node.message.content)
         if node.use and node.use.files:
             _line(screen, f"changed files: {', '.join(node.use.files)}", "dim")
@@ -38,10 +42,12 @@ def print_trace(screen: Console, entry: Entry, tokenizer: ChatTokenizer | None, 
                 _line(screen, f"  {token:>8} {logprob:9.4f} {text!r}", "dim")
 
 
-def _heading(node: Node) -> str:
+def _heading(trace: Trace, place: int) -> str:
+    node = trace.nodes[place]
     agent = f" of {node.agent}" if node.agent else ""
     if node.use is None:
-        return f"{'reply' if node.call else node.message.role}{agent}"
+        retold = ", as the program showed it" if is_retold(trace, place) else ""
+        return f"{'reply' if node.call else node.message.role}{agent}{retold}"
     varies = "" if node.use.deterministic else " (not deterministic)"
     return f"result of {node.use.tool} {json.dumps(dict(node.use.arguments), ensure_ascii=False)}{agent}{varies}"
 
