@@ -31,7 +31,8 @@ class Row:
 
 
 def rows_of(traces: Sequence[Trace], keep: Sequence[bool]) -> list[Row]:
-    """The rows of the traces kept, shortest first."""
+    """The rows of the traces kept. Where prompts are most of their tokens, those of one prompt stand together, so that
+    it is computed once (`training/shared_prompts.py`); else the shortest come first, so that little is padded."""
     rows: list[Row] = []
     for index, (trace, kept) in enumerate(zip(traces, keep, strict=True)):
         if not kept:
@@ -42,14 +43,21 @@ def rows_of(traces: Sequence[Trace], keep: Sequence[bool]) -> list[Row]:
             sampled = sum(item.trained)
             rows.append(Row(index, first, item, logprobs[first : first + sampled]))
             first += sampled
-    return sorted(rows, key=lambda row: len(row.item.token_ids))
+    if 2 * sum(len(_prompt(row)) for row in rows) <= sum(len(row.item.token_ids) for row in rows):
+        return sorted(rows, key=lambda row: len(row.item.token_ids))
+    return sorted(rows, key=lambda row: (len(prompt := _prompt(row)), prompt, len(row.item.token_ids)))
+
+
+def _prompt(row: Row) -> list[int]:
+    """What comes before its first sampled token."""
+    return list(row.item.token_ids[: [*row.item.trained, True].index(True)])
 
 
 def lay_out(rows: Sequence[Row], pad: int) -> TokenBatch:
     """Sampled tokens with weight 1 and the sampler's log-probabilities; no advantage yet."""
     if not rows:
         return weightless(pad)
-    shape = (len(rows), len(rows[-1].item.token_ids))
+    shape = (len(rows), max(len(row.item.token_ids) for row in rows))
     tokens_BT = torch.full(shape, pad, dtype=torch.long)
     w_rl, behaviour = torch.zeros(shape), torch.zeros(shape)
     for index, row in enumerate(rows):
@@ -87,7 +95,7 @@ def gathered(rows: Sequence[Row], batch: TokenBatch, value_BT: Tensor, traces: i
 
 
 def annotate(traces: Sequence[Trace], advantages: Sequence[float], pad: int) -> TokenBatch:
-    """Rows shortest first; sampled tokens carry their trace's advantage, all others no weight.
+    """Rows in the order of `rows_of`; sampled tokens carry their trace's advantage, all others no weight.
 
     Traces with advantage 0 carry no weight either: they add no gradient, but their tokens count in no average (DAPO's
     filtering of groups without signal, arXiv 2503.14476).

@@ -1,0 +1,112 @@
+"""A prompt computed once for its replies gives what separate rows give."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from noria.model import Transformer
+from noria.training import Objective, TokenBatch
+from noria.training import step as steps
+from noria.training.shared_prompts import lay_together, shared_states
+from noria.training.step import measure_gradient, target_logprobs
+from tests.model.options import OPTIONS, option, randomised
+from tests.training.test_objectives import TINY, tiny
+
+PROMPTS = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8], [11, 12, 13, 14, 15, 16, 17]]
+REPLIES = [[[1, 2, 3], [4], [1, 2]], [[3, 3], [2]], [[9, 9, 9]]]
+
+
+def batch_of(pad: int = 0) -> TokenBatch:
+    """Six rows of three prompts; one token inside a reply has no weight, like a tool's."""
+    rows = [prompt + reply for prompt, replies in zip(PROMPTS, REPLIES, strict=True) for reply in replies]
+    starts = [len(prompt) for prompt, replies in zip(PROMPTS, REPLIES, strict=True) for _ in replies]
+    length = max(map(len, rows))
+    tokens_BT = torch.full((len(rows), length), pad)
+    w_rl = torch.zeros(len(rows), length - 1)
+    for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        tokens_BT[index, : len(row)] = torch.tensor(row)
+        w_rl[index, start - 1 : len(row) - 1] = 1.0
+    w_rl[0, starts[0]] = 0.0
+    g = torch.Generator().manual_seed(0)
+    behaviour, advantage = -3 - torch.rand(w_rl.shape, generator=g), torch.randn(w_rl.shape, generator=g)
+    return TokenBatch(
+        tokens_BT, torch.zeros_like(w_rl), w_rl=w_rl, behaviour_logprob=behaviour, advantage=advantage * w_rl
+    )
+
+
+def gradient_of(model: Transformer, batch: TokenBatch, rows: int = 64):
+    measured = measure_gradient(model, batch, rows, Objective())
+    return measured, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.fixture
+def separate(monkeypatch):
+    """Calls a function with every row computed on its own."""
+
+    def call(function, *arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(steps, "shared_states", lambda *_: None)
+            return function(*arguments)
+
+    return call
+
+
+def test_prompts_stand_once_and_replies_see_them_and_themselves():
+    batch = batch_of()
+    layout = lay_together(batch.tokens_BT[:, :-1], (batch.w_rl != 0))
+    assert layout.tokens_GS.tolist()[0] == [5, 6, 7, 8, 9, 10, 1, 2, 10, 10, 1]
+    assert layout.positions_GS.tolist()[0] == [0, 1, 2, 3, 4, 5, 6, 7, 5, 5, 6]
+    assert layout.owner_GS.tolist()[0] == [0] * 5 + [1] * 3 + [2] + [3] * 2
+    assert layout.place_N.tolist()[:6] == [5, 7, 8, 9, 10, 11 + 3]
+    seen = layout.mask()[0, 0]
+    assert seen[10].tolist() == [True] * 5 + [False] * 4 + [True] * 2
+    assert bool(layout.mask().any(-1).all())  # padding sees itself: no row of the softmax is empty
+
+
+NAMES = [name for name in OPTIONS if not ({"local", "forget_gate", "moe"} & OPTIONS[name].keys())]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logprobs_are_those_of_separate_rows(name, separate):
+    model = randomised(option(name))
+    batch = batch_of()
+    assert shared_states(model, batch.tokens_BT[:, :-1], batch.w_rl != 0) is not None
+    together, alone = target_logprobs(model, batch), separate(target_logprobs, model, batch)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [64, 2])
+def test_losses_and_gradients_are_those_of_separate_rows(rows, separate):
+    batch = batch_of()
+    together, gradient = gradient_of(tiny(), batch, rows)
+    alone, expected = separate(gradient_of, tiny(), batch, rows)
+    assert together.losses == pytest.approx(alone.losses, rel=1e-5)
+    assert together.measured == pytest.approx(alone.measured, rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_rows_without_a_target_cost_nothing_and_change_nothing(separate):
+    batch = batch_of()
+    w_rl = batch.w_rl.clone()
+    w_rl[3] = 0
+    batch = dataclasses.replace(batch, w_rl=w_rl)
+    assert lay_together(batch.tokens_BT[:, :-1], w_rl != 0).owner_GS[1].max() == 1
+    torch.testing.assert_close(gradient_of(tiny(), batch)[1], separate(gradient_of, tiny(), batch)[1])
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in NAMES])
+def test_a_model_that_counts_the_tokens_between_computes_each_row_on_its_own(name):
+    batch = batch_of()
+    assert shared_states(randomised(option(name)), batch.tokens_BT[:, :-1], batch.w_rl != 0) is None
+
+
+def test_rows_that_have_no_prompt_or_share_none_are_left_as_they_are():
+    model = Transformer(TINY)
+    tokens_BT = torch.arange(24).view(4, 6)
+    assert shared_states(model, tokens_BT, torch.ones(4, 6, dtype=torch.bool)) is None
+    chosen_BT = torch.zeros(4, 6, dtype=torch.bool)
+    chosen_BT[:, 3:] = True
+    assert shared_states(model, tokens_BT, chosen_BT) is None
