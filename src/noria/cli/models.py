@@ -38,7 +38,8 @@ class Training(StrEnum):
 
 
 TrainingOption = Annotated[
-    Training, typer.Option(help="Of training's products; auto: bfloat16 where the processor has units for it.")
+    Training,
+    typer.Option(help="Of products in training and its rollouts; auto: bfloat16 where the processor has units for it."),
 ]
 
 

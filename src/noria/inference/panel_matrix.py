@@ -26,7 +26,7 @@ class PanelMatrix:
         # Zeros beside the matrix change no scale and add nothing to a product.
         padded = F.pad(weight_OI.detach(), (0, -self.inputs % GROUP, 0, -self.outputs % PANEL))
         if bits == 16:
-            values, scale = padded.to(torch.bfloat16).view(torch.int32), padded.new_empty(len(padded), 0)
+            values, scale = padded.to(torch.bfloat16).contiguous().view(torch.int32), padded.new_empty(len(padded), 0)
         else:
             values, scale = quantise_rows(padded) if bits == 8 else quantise_groups(padded)
         pairs = padded.shape[1] // 2

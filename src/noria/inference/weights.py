@@ -3,8 +3,8 @@
 Packed once by oneDNN for its kernels: on a processor where PyTorch's fp32 product goes to MKL's generic path (AMD) the
 packed one is 2.5 times faster, and in bf16 a few rows cost half. Packed products also give a row the same bits
 whatever rows stand beside it, which plain ones do not; one row alone is the exception, so it is computed as two.
-oneDNN packs no bf16 without AVX-512, and PyTorch's own product of it is ten times slower than fp32 there: such a
-processor uses our kernel, as fast as fp32 on many rows and for half of the bytes on one.
+Where oneDNN packs no bf16 (x86 without AVX-512 or AVX-NE-CONVERT), PyTorch's own product of it is ten times slower than
+fp32: there our kernel multiplies, in half of the bytes.
 
 M tokens of any shape, I inputs, O outputs, E experts.
 """
@@ -81,7 +81,7 @@ class PackedEmbedding(nn.Module):
 
 
 class PackedExperts(nn.Module):
-    """The quantised matrices (E, O, I) of a mixture of experts; stands for its stack in `model/moe.py`."""
+    """The panels of the matrices (E, O, I) of a mixture of experts; stands for its stack in `model/moe.py`."""
 
     def __init__(self, weight_EOI: Tensor, dtype: torch.dtype, bits: Bits) -> None:
         super().__init__()
@@ -95,13 +95,20 @@ class PackedExperts(nn.Module):
 
 
 def pack(weight_OI: Tensor, dtype: torch.dtype, bits: Bits | None = None) -> Matrix:
-    """For `multiply` with inputs in `dtype`: an opaque tensor or, with `bits` or for our kernel, panels.
+    """For `multiply` with inputs in `dtype`: an opaque tensor or, where `panel_bits` says so, panels.
 
     Raises ValueError where a weight that is to be quantised is not finite.
     """
-    if bits or (dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        return PanelMatrix(weight_OI, bits or 16)
+    if of_panel := panel_bits(dtype, bits):
+        return PanelMatrix(weight_OI, of_panel)
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().to(dtype).contiguous(), PACKED_FOR_ROWS)
+
+
+def panel_bits(dtype: torch.dtype, bits: Bits | None) -> Bits | None:
+    """Of a matrix that our own kernel multiplies: one that is quantised, or bf16 where oneDNN can't."""
+    if bits is None and dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return 16
+    return bits
 
 
 # oneDNN keeps a compiled product for every number of rows it meets, hundreds of kilobytes each: prompts of all lengths
@@ -172,9 +179,9 @@ def _pack_experts(module: MixtureOfExperts, dtype: torch.dtype, bits: Bits | Non
         matrix = getattr(module, name)
         if matrix is None:
             continue
-        if bits:
+        if of_panel := panel_bits(dtype, bits):
             delattr(module, name)
-            setattr(module, name, PackedExperts(matrix, dtype, bits))
+            setattr(module, name, PackedExperts(matrix, dtype, of_panel))
         else:
             setattr(module, name, nn.Parameter(matrix.detach().to(dtype), requires_grad=False))
 

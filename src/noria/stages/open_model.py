@@ -24,6 +24,7 @@ from noria.stages import s6_evaluation as s6
 from noria.stages import s9_deployment as s9
 from noria.stages.open_model_evaluation import EvaluationSection, candidates, evaluated, metrics_of
 from noria.stages.open_model_replies import load, roller, room_of
+from noria.stages.precision import AskedPrecision, Precision, precision_for
 
 if TYPE_CHECKING:
     from noria.model import Transformer
@@ -51,8 +52,9 @@ class GrpoSection(_Section):
     muon: bool = Field(default=False, description="Muon for hidden matrices; false: AdamW, as open models were trained")
     advantage: Literal["mean", "std"] = Field(default="std", description="see posttraining/grpo.py")
     reference_kl: float = Field(default=0.0, ge=0, description="weight of the KL to the imported model")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="float32", description="of products; auto: bfloat16 where the processor has units for it, else float32"
+    precision: AskedPrecision = Field(
+        default="auto",
+        description="of products in training and its rollouts; auto: bfloat16 where the processor has units for it",
     )
     micro_batch_rows: int = Field(default=16, ge=1, description="rows a pass; bounds memory, not the result")
     probe_every: int = Field(default=5, ge=0, description="steps between looks at held-out tasks; 0: none")
@@ -76,6 +78,7 @@ class ReleaseSection(_Section):
 
 
 class ReinforcedIdentity(GrpoSection):
+    precision: Precision
     graders: dict[str, str] = Field(description="version of each grader: another reward makes another model")
     seed: int
 
@@ -107,7 +110,8 @@ def reinforced(
     config: GrpoSection, model: Step, tasks: Step, grader: task_sets.TaskGrader, seed: int, numerics: Numerics
 ) -> Step:
     """A model folder, with history.json (a row a step: the reward and what it was watched by)."""
-    identity = ReinforcedIdentity(**config.model_dump(), graders=grader.versions, seed=seed)
+    chosen = config.model_copy(update={"precision": precision_for(config.precision)})
+    identity = ReinforcedIdentity(**chosen.model_dump(), graders=grader.versions, seed=seed)
     inputs = {"model": model, "tasks": tasks}
     return Step("grpo", STAGE, "model", 1, identity, partial(_reinforce, grader=grader), inputs, numerics)
 
@@ -129,22 +133,20 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
     from noria.harness.spread import spread
     from noria.posttraining import GrpoConfig, improve
     from noria.posttraining.watch import watcher
-    from noria.stages.training_progress import training_progress
-    from noria.training.compute import precision_for
+    from noria.stages.training_progress import checkpoint_seconds, training_progress
 
     config: ReinforcedIdentity = context.config
     folder = context.inputs["model"].content
-    precision = precision_for(config.precision)
     progress = training_progress(context)  # sets the threads, which loading a model already uses
     model, tokenizer = load(folder)
-    progress = replace(progress, checkpoint_seconds=_checkpoint_seconds(model))
+    progress = replace(progress, checkpoint_seconds=checkpoint_seconds(model))
     reference = copy.deepcopy(model).eval()
     tasks = task_sets.read(context.inputs["tasks"].content, "train")
     held_out = spread(task_sets.read(context.inputs["tasks"].content, "heldout"), config.probe_tasks)
     room = room_of([*tasks, *held_out], tokenizer, config.max_tokens, model)
 
     roll, greedy = (
-        roller(model, tokenizer, room, config.max_tokens, temperature, precision=precision)
+        roller(model, tokenizer, room, config.max_tokens, temperature, precision=config.precision)
         for temperature in (1.0, 0.0)
     )
 
@@ -156,7 +158,7 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
         _refuse_without_signal(step, scores)
         context.event("samples", f"step {step}", step=step, samples=_samples(asked, traces, scores))
 
-    settings = GrpoConfig(**config.model_dump(include=set(GrpoConfig.model_fields)) | {"precision": precision})
+    settings = GrpoConfig(**config.model_dump(include=set(GrpoConfig.model_fields)))
     history = improve(
         model,
         tasks,
@@ -174,7 +176,7 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
     fifth = max(1, len(history) // 5)
     return {
         "steps": len(history),
-        "precision": precision,
+        "precision": config.precision,
         "reward_first": statistics.fmean(row["reward"] for row in history[:fifth]),
         "reward_last": statistics.fmean(row["reward"] for row in history[-fifth:]),
         "kl": history[-1].get("kl", 0.0),
@@ -186,12 +188,6 @@ def _publish(content: Path, model: Transformer, origin: Path) -> None:
 
     save_model(content, model, origin / "tokenizer.json")
     source.copy_chat_files(origin, content)
-
-
-def _checkpoint_seconds(model: Transformer) -> float:
-    """Between two checkpoints: weights and two moments in fp32, written and hashed at some 300 MB/s, shall cost a tenth
-    of the time."""
-    return max(0.2, 12.0 * sum(parameter.numel() for parameter in model.parameters()) / 30e6)
 
 
 def _share_right(scores: Sequence[Score], threshold: float) -> float:

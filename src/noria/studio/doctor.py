@@ -91,9 +91,9 @@ def _sandbox() -> Fact:
 def _torch() -> Fact:
     import torch
 
-    from noria.training.compute import precision_for
+    from noria.stages.precision import precision_for
 
-    bf16 = "fast bf16 products" if precision_for("auto") == "bfloat16" else "no units for bf16: float32 is faster"
+    bf16 = f"precision auto is {precision_for('auto')} here"
     return Fact("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads; {bf16}")
 
 

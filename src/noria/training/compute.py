@@ -18,17 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from noria.model import Transformer
 
 Precision = Literal["float32", "bfloat16"]
-AskedPrecision = Literal["auto", "float32", "bfloat16"]
-
-
-def precision_for(asked: AskedPrecision) -> Precision:
-    """auto: bfloat16 where this processor has units for its products, else float32.
-
-    Without them PyTorch's product in bf16 was a tenth as fast as in fp32 (AVX2; M = 64 and 2,048 rows of 576 inputs).
-    """
-    if asked != "auto":
-        return asked
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"  # processors with AMX have these too
 
 
 @contextmanager

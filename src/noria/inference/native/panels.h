@@ -127,13 +127,11 @@ struct Paired {  // bf16, which holds all these numbers exactly: two inputs a st
 template <int R, class W, class S>
 void add_rows(const typename S::held* weight, const typename S::input* x, int64_t stride, int64_t count,
               const float* scale, reals* sums) {
-    for (int64_t i = 0; i < count; i += GROUP, scale += PANEL) {
+    for (int64_t i = 0; i < count; i += GROUP, scale += W::grouped ? PANEL : 0) {
         reals sum[R][PARTS] = {};
         for (int k = 0; k < GROUP; k += S::inputs, weight += PARTS)
-            for (int part = 0; part < PARTS; part++) {
-                const typename S::held each = weight[part];
-                for (int m = 0; m < R; m++) S::add(sum[m][part], each, x + m * stride + i + k);
-            }
+            for (int m = 0; m < R; m++)  // rows outside: all of x's numbers at once would not fit the registers
+                for (int part = 0; part < PARTS; part++) S::add(sum[m][part], weight[part], x + m * stride + i + k);
         for (int m = 0; m < R; m++)
             for (int part = 0; part < PARTS; part++)
                 sums[PARTS * m + part] +=
@@ -157,7 +155,7 @@ void add_rest(const typename S::held* weight, const typename S::input* x, int64_
 template <class W, class S>
 void add_row(const typename W::number* weight, const typename S::input* x, int64_t count, const float* scale,
              reals* sums) {
-    for (int64_t i = 0; i < count; i += GROUP, scale += PANEL) {
+    for (int64_t i = 0; i < count; i += GROUP, scale += W::grouped ? PANEL : 0) {
         reals sum[PARTS] = {};
         for (int k = 0; k < GROUP; k += 2, weight += W::pair_size)
             for (int part = 0; part < PARTS; part++) {
