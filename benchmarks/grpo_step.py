@@ -7,9 +7,9 @@ PYTHON is an interpreter of an environment of its own with the same torch, trans
 step that only warms up. TRL runs with bf16 weights and with fp32 weights under bf16 autocast
 (which is what we do); the smaller ratio counts. Without bf16 units both sides compute in fp32.
 Learning: fewer, shorter samples for more steps, the mean reward of the last third on both sides, over seeds. Phases:
-the speed of rollouts and of training in our run against each alone (rollouts without updates; updates on the first rollouts again and again). With one thread the clock is processor time,
-which neighbours on the machine do not lengthen, otherwise wall time. `--quick` takes a fraction of the samples and
-leaves learning out.
+the speed of rollouts and of training in our run against each alone (rollouts without updates; updates on the first
+rollouts again and again). With one thread the clock is processor time, which neighbours on the machine do not lengthen,
+otherwise wall time. `--quick` takes a fraction of the samples and leaves learning out.
 """
 
 from __future__ import annotations
