@@ -79,6 +79,7 @@ def main() -> int:
         f"with {worst:.0%} of verdicts flipped, RL gains less than {1 - 2 * worst:.1f} of what it gains with none",
         [(1 - 2 * worst) * clean - noise for clean, noise in zip(gains[0.0], gains[worst], strict=True)],
         "accuracy (share of the clean gain minus the gain)",
+        premise=gains[0.0],  # where clean verdicts teach nothing, noise has nothing to amplify
         before=[round(value, 4) for value in before],
         gains={f"{share:.0%}": [round(value, 4) for value in values] for share, values in gains.items()},
         coarse_gain=[round(run[1] - start, 4) for run, start in zip(first_character, before, strict=True)],

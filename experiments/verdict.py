@@ -14,23 +14,38 @@ from noria.evals.statistics import Interval, mean_interval
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 
 
+Outcome = Literal["reproduced", "absent", "reversed", "untried"]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """`effect` is the mean over seeds of what the claim says is above zero, with a t interval."""
 
     experiment: str
     claim: str
-    verdict: Literal["reproduced", "absent", "reversed"]
+    verdict: Outcome
     effect: Interval
     unit: str
     details: Mapping[str, object]
 
 
-def judge(experiment: str, claim: str, effects: Sequence[float], unit: str, **details: object) -> Verdict:
-    """One effect a seed, positive where the claim holds. An interval that contains zero is no effect."""
+def judge(
+    experiment: str,
+    claim: str,
+    effects: Sequence[float],
+    unit: str,
+    premise: Sequence[float] | None = None,
+    **details: object,
+) -> Verdict:
+    """One effect a seed, positive where the claim holds. An interval that contains zero is no effect.
+
+    `premise`, one a seed, is what must be above zero for the claim to be tried at all.
+    """
     effect = mean_interval(effects)
-    verdict: Literal["reproduced", "absent", "reversed"] = "absent"
-    if effect.low > 0:
+    verdict: Outcome = "absent"
+    if premise is not None and mean_interval(premise).low <= 0:
+        verdict = "untried"
+    elif effect.low > 0:
         verdict = "reproduced"
     elif effect.high < 0:
         verdict = "reversed"

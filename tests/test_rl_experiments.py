@@ -6,6 +6,7 @@ import pytest
 
 from experiments import advantages, cold_start, nano_rl, noisy_reward, ppo_or_grpo
 from experiments.nano_rl import Start
+from experiments.verdict import judge
 from noria.evals.benchmarks import grade as exact_grade
 from noria.posttraining.task_set import make_task_set
 from noria.types import Message, Node, Trace
@@ -37,6 +38,13 @@ def test_every_arm_of_every_experiment_runs(chain):
     _, _, traces = cold_start.run(chain, False, 0, steps=1)
     assert 0 < cold_start.distinct_bigrams(traces) <= 1
     assert sum(cold_start.shares(traces).values()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("premise", "verdict"), [(None, "reproduced"), ([0.2, 0.3, 0.2], "reproduced"), ([0.2, -0.1, 0.0], "untried")]
+)
+def test_a_claim_is_untried_where_its_premise_does_not_hold(premise, verdict):
+    assert judge("name", "claim", [0.1, 0.2, 0.15], "unit", premise=premise).verdict == verdict
 
 
 def said(task, answer, number=0):
