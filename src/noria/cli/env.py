@@ -166,8 +166,8 @@ def _show_table(found: list[Examination], seed: int) -> None:
     out = console()
     out.print(table)
     out.print(
-        f"\ntasks: held-out, seed {seed}; gold, null, random, cheats: mean reward (of the worst cheat), on more "
-        "tasks where these can't tell whether it is below 0.1; "
+        f"\ntasks: held-out, seed {seed}; gold, null, random, cheats: mean reward (of the worst cheat; rewards "
+        "below 0 count as 0 in the last three), on more tasks where these can't tell whether it is below 0.1; "
         "difficulty: share of tasks solved sometimes by a policy that slips; fuzz: hostile traces that broke or fooled "
         "the grader."
     )
@@ -175,3 +175,5 @@ def _show_table(found: list[Examination], seed: int) -> None:
         for gate in one.gates:
             if not gate.passed:
                 out.print(f"{one.environment}: gate {gate.name} failed: {gate.evidence}", markup=False, style="red")
+            elif gate.note:
+                out.print(f"{one.environment}: gate {gate.name} passed: {gate.evidence}", markup=False)

@@ -141,7 +141,9 @@ def validate(file: GraderFile, json_: JsonOption = False) -> int:
     fields = required_fields(grader)
     if json_:
         return print_json({"grader": grader.model_dump(mode="json"), "required_fields": fields})
-    typer.echo(f"{file} is a valid {grader.type} grader; its templates read {', '.join(fields) or 'no field'} of a task")
+    typer.echo(
+        f"{file} is a valid {grader.type} grader; its templates read {', '.join(fields) or 'no field'} of a task"
+    )
     return OK
 
 
