@@ -13,7 +13,7 @@ from scipy import stats
 from noria.harness.environments import parallel
 from noria.harness.environments.calculator import ENVIRONMENT, compute
 from noria.harness.environments.environment import TasksExhausted, follow
-from noria.harness.examine import examine
+from noria.harness.examine import Examination, examine
 from noria.harness.gates import Gate, Unearned, all_gates, earned_by_task, earns_nothing, worth_of_some
 from noria.harness.program import program_from_source
 from noria.harness.reward import Parts
@@ -109,7 +109,8 @@ def test_a_run_is_worth_little_or_much_where_a_tail_of_the_binomial_says_so(task
     for some in range(0, tasks + 1, max(1, tasks // 100)):
         passes, fails = some <= 0.1 * tasks and much.cdf(some) <= 0.025, little.sf(some - 1) <= 0.025
         assert not (passes and fails)
-        assert worth(paid(some, tasks)) == ("little" if passes else "much" if fails else "unclear")
+        earned = {str(place): float(place < some) for place in range(tasks)}
+        assert worth_of_some(earned) == ("little" if passes else "much" if fails else "unclear")
 
 
 def test_a_guess_that_is_right_once_in_five_tasks_hardly_ever_passes_at_forty():
@@ -216,13 +217,14 @@ def test_tasks_that_could_not_be_graded_leave_a_finite_set_undecided():
     assert not earns_nothing("null", {"null": Unearned(lost, "asked for 24, ...")}).passed
 
 
-def test_the_command_says_that_a_split_had_no_more_tasks(capsys):
-    from noria.cli.env import _show_table
+def test_the_command_tells_of_a_gate_that_passed_with_all_tasks_that_there_are(capsys):
+    from noria.cli.env import COLUMNS, _show_table
 
-    refuse, why = REFUSALS["as it should"]
-    _show_table([examine(of_twelve(refuse), 12, 4)], 0)
+    null = earns_nothing("null", {"null": Unearned(paid(1, 12), "asked for 24, it has 12 tasks")})
+    gates = tuple(null if name == "null" else Gate(name, True, "", "") for name in COLUMNS)
+    _show_table([Examination("small", "", 12, gates)], 0)
     told = " ".join(capsys.readouterr().out.split())
-    assert "calculator: gate null passed: null 0.00 in all 12 tasks; there are no more tasks" in told and why in told
+    assert "small: gate null passed: null 0.08 in all 12 tasks (paid: task t0); there are no more tasks: asked" in told
 
 
 def test_a_flaky_tool_is_caught_by_name_and_the_re_run_with_it():
