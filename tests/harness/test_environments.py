@@ -21,12 +21,11 @@ from noria.harness.tools import Toolbox
 from noria.sandbox import Sandbox
 from noria.types import Message
 
-SLOW = ("coding", "repair", "search", "webform")
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in environment_names()]
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "calculator" else pytest.param(name, marks=pytest.mark.slow) for name in environment_names()],
+)
 def test_every_family_passes_its_gates(name):
     environment = load_environment(name)
     found = examine(environment, tasks=min(10, environment.tasks_to_check), repeats=4, seed=1)
