@@ -184,6 +184,7 @@ REFUSALS = {
     "as it should": (raising(TasksExhausted("it has 12 tasks")), "asked for 24, it has 12 tasks"),
     "in its own way": (raising(ValueError("only 12 tasks")), "generate raised ValueError: only 12 tasks ("),
     "by giving fewer": (lambda split: ENVIRONMENT.generate(12, 0, split), "asked for 24, generate gave 12"),
+    "by giving them twice": (lambda split: 2 * ENVIRONMENT.generate(12, 0, split), "asked for 24, generate gave 12"),
 }
 
 
