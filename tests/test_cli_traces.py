@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import zipfile
@@ -173,6 +174,17 @@ def test_traces_that_fail_alike_are_told_once_with_their_numbers(rolled):
     assert told.count("this is plain@") == 1 and told.endswith("0 of 6 traces replay exactly")
     assert len(json.loads(run("replay", rolled, "--program", "plain", "--json")[1])["mismatches"]) == 6
     assert run("replay", rolled, "--program", "plain", "--trace", 2)[1].startswith("#2: trace ")
+
+
+def test_kinds_of_failures_that_are_not_told_are_counted(capsys):
+    from noria.cli.traces_again import KINDS, _tell_alike
+
+    words = ["".join(letters) for letters in itertools.product("xyz", repeat=3)]  # without digits, so all differ
+    _tell_alike([(number, f"no {word}") for number, word in enumerate(words)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[KINDS:] == [f"and {len(words) - KINDS} more kinds; --json has all"]
+    _tell_alike([(number, f"no {word}") for number, word in enumerate(words[:KINDS])])
+    assert len(capsys.readouterr().out.splitlines()) == KINDS
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ def judged(
     known: bool = True,
     passes: str = "",
     families: Sequence[str] | None = None,
+    rules: Rules = RULES,
 ) -> Verdict:
     """The verdict where a reply is right if it is the gold answer, or `passes`, which the grader passes everywhere."""
 
@@ -47,7 +48,7 @@ def judged(
         answers = {f"t{place}": answer for place, answer in enumerate(gold)} if known else {}
         return Candidate(name, {"correct": scores}, slices, {}, rows, answers)
 
-    return decide([candidate("new", after)], candidate("old", before), RULES)
+    return decide([candidate("new", after)], candidate("old", before), rules)
 
 
 def doubt(verdict: Verdict) -> str:
@@ -129,3 +130,19 @@ def test_a_gain_in_one_family_is_told_and_does_not_decide() -> None:
     assert any("the gain is of family sums alone" in reason for reason in verdict.reasons)
     both = judged(NUMBERS, before, said(NUMBERS, 0.5, ["100", "200"], 1), families=families)
     assert not any("alone" in reason for reason in both.reasons)
+
+
+def test_a_model_that_claims_no_gain_is_not_blocked_for_one_reply() -> None:
+    same = always(DEPARTMENTS, "delivery")
+    verdict = judged(DEPARTMENTS, same, same, rules=RULES.model_copy(update={"primary_test": "non_inferior"}))
+    assert verdict.decision == "release" and not doubt(verdict)
+    told = next(reason for reason in verdict.reasons if "commonest reply" in reason)
+    assert told.startswith("commonest reply, no gain being claimed: 'delivery' is ") and "of the gain" not in told
+
+
+def test_a_rejected_model_is_not_told_of_a_gain() -> None:
+    before = said(DEPARTMENTS, 0.9, ["I can help."])
+    verdict = judged(DEPARTMENTS, before, always(DEPARTMENTS, "delivery"))
+    assert verdict.decision == "reject" and not doubt(verdict)
+    checks = [check for check in verdict.assessments[0].checks if check.metric == "commonest reply"]
+    assert [check.outcome for check in checks] == ["pass"] and not any("the gain" in check.words for check in checks)

@@ -103,3 +103,10 @@ def test_missing_metric_is_named() -> None:
     rules = Rules(guardrails=(Guardrail(metric="valid_calls"),))
     with pytest.raises(ValueError, match="no graded item of metric 'valid_calls'"):
         decide([model("a", 0.5)], None, rules)
+
+
+def test_items_of_a_slice_are_looked_up_and_not_searched_for() -> None:
+    from noria.deployment.verdict import _items_by_slice
+
+    slices = _items_by_slice(model("new", 0.5))
+    assert all(isinstance(items, set) and len(items) == N // 4 for items in slices.values()) and len(slices) == 4

@@ -13,8 +13,8 @@ from scipy import stats
 from noria.harness.environments import parallel
 from noria.harness.environments.calculator import ENVIRONMENT, compute
 from noria.harness.environments.environment import TasksExhausted, follow
-from noria.harness.examine import examine
-from noria.harness.gates import Gate, all_gates, worth_little
+from noria.harness.examine import Examination, examine
+from noria.harness.gates import Gate, Unearned, all_gates, earned_by_task, earns_nothing, worth_of_some
 from noria.harness.program import program_from_source
 from noria.harness.reward import Parts
 from noria.harness.subagents import DESCRIPTIONS
@@ -86,15 +86,21 @@ def test_a_veto_keeps_a_cheat_from_paying():
     assert "cheats" not in failed(judged_by(judge))
 
 
-def earning(*rewards: float) -> Recorded:
+def earning(*rewards: float, each: int = 1) -> Recorded:
+    """A run in which every reward is that of another task, played `each` times."""
     (task,) = ENVIRONMENT.generate(1, 0, "heldout")
-    trace = Trace("t", task.id, (), 0, "h", "finished")
-    scores = tuple(Score("graded", task.grader, reward) for reward in rewards)
-    return Recorded((task,) * len(rewards), (trace,) * len(rewards), scores)
+    tasks = tuple(replace(task, id=f"t{place}") for place in range(len(rewards)) for _ in range(each))
+    traces = tuple(Trace("t", task.id, (), 0, "h", "finished") for task in tasks)
+    scores = tuple(Score("graded", task.grader, reward) for reward in rewards for _ in range(each))
+    return Recorded(tasks, traces, scores)
 
 
-def paid(some: int, of: int) -> Recorded:
-    return earning(*(float(place < some) for place in range(of)))
+def worth(run: Recorded) -> str:
+    return worth_of_some(earned_by_task(run))
+
+
+def paid(some: int, of: int, each: int = 1) -> Recorded:
+    return earning(*(float(place < some) for place in range(of)), each=each)
 
 
 @pytest.mark.parametrize("tasks", [5, 29, 40, 320, 1500])
@@ -103,22 +109,45 @@ def test_a_run_is_worth_little_or_much_where_a_tail_of_the_binomial_says_so(task
     for some in range(0, tasks + 1, max(1, tasks // 100)):
         passes, fails = some <= 0.1 * tasks and much.cdf(some) <= 0.025, little.sf(some - 1) <= 0.025
         assert not (passes and fails)
-        assert worth_little(paid(some, tasks)) is (True if passes else False if fails else None)
+        earned = {str(place): float(place < some) for place in range(tasks)}
+        assert worth_of_some(earned) == ("little" if passes else "much" if fails else "unclear")
 
 
 def test_a_guess_that_is_right_once_in_five_tasks_hardly_ever_passes_at_forty():
-    chance = sum(stats.binom(40, 0.2).pmf(some) for some in range(41) if worth_little(paid(some, 40)))
-    assert chance < 0.002 and worth_little(paid(1, 40)) and worth_little(paid(9, 40)) is False
+    chance = sum(stats.binom(40, 0.2).pmf(some) for some in range(41) if worth(paid(some, 40)) == "little")
+    assert chance < 0.002 and worth(paid(1, 40)) == "little" and worth(paid(9, 40)) == "much"
 
 
 def test_what_some_tasks_cost_hides_nothing_that_others_pay():
-    assert worth_little(earning(*[1.0] * 10, *[-0.5] * 30)) is False
-    assert worth_little(earning(*[-0.5] * 40)) and worth_little(earning(*[0.25] * 40)) is False
+    assert worth(earning(*[1.0] * 10, *[-0.5] * 30)) == "much"
+    assert worth(earning(*[-0.5] * 40)) == "little" and worth(earning(*[0.25] * 40)) == "much"
 
 
-@pytest.mark.parametrize(
-    ("share", "said"), [(0.02, None), (0.13, " in 384 traces, too near to 0.1 to tell"), (0.3, "")]
-)
+def test_a_gate_shows_the_mean_that_it_judged():
+    gate = earns_nothing("cheats", {"c": Unearned(earning(*[1.0] * 10, *[-0.5] * 30))})
+    assert not gate.passed and gate.figure == "0.25"
+    assert gate.evidence == "c 0.25 in 40 tasks (paid: task t0) (rewards below 0 count as 0)"
+
+
+def test_playing_a_task_again_is_no_further_evidence():
+    for some, of in ((1, 12), (0, 12), (3, 12), (1, 40), (9, 40)):
+        assert worth(paid(some, of, each=10)) == worth(paid(some, of))
+    assert worth(paid(0, 12, each=10)) == "unclear"  # of fewer than 23 tasks nothing follows
+
+
+def test_the_worst_agent_stands_first_and_decides():
+    runs = {"good": paid(0, 40), "near": paid(4, 40), "bad": paid(20, 40), "free": paid(1, 40)}
+    gate = earns_nothing("cheats", {name: Unearned(run) for name, run in runs.items()})
+    assert not gate.passed and [part.split()[0] for part in gate.evidence.split(", ") if " in 40" in part] == [
+        "bad",
+        "near",
+        "free",
+        "good",
+    ]
+    assert earns_nothing("cheats", {name: Unearned(runs[name]) for name in ("good", "free")}).passed
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.02, None), (0.13, " in 384 tasks, too near to 0.1 to tell"), (0.3, "")])
 def test_a_cheat_is_tried_on_more_tasks_until_it_is_decided(share, said):
     def cheat(task):
         return follow([task.answer if int(task.id[:6], 16) < share * 16**6 else "no"])
@@ -129,15 +158,74 @@ def test_a_cheat_is_tried_on_more_tasks_until_it_is_decided(share, said):
         assert said in found["cheats"].evidence and ("too near" in found["cheats"].evidence) == bool(said)
 
 
-def test_where_a_split_has_no_more_tasks_those_that_it_has_are_tried_again():
-    def generate(count, seed, split):
-        if count > 12:
-            raise TasksExhausted("12 distinct tasks")
-        return ENVIRONMENT.generate(count, seed, split)
+def of_twelve(refuse, **changes):
+    """The calculator with twelve tasks a split; `refuse` is what it does where more are asked for."""
 
-    assert failed(replace(ENVIRONMENT, generate=generate)) == {}
+    def generate(count, seed, split):
+        return refuse(split) if count > 12 else ENVIRONMENT.generate(count, seed, split)
+
+    return replace(ENVIRONMENT, generate=generate, **changes)
+
+
+def raising(error):
+    def refuse(split):
+        raise error
+
+    return refuse
+
+
+def paying_for(some):
+    """A cheat that is paid with certainty on so many of the twelve tasks."""
+    ids = {task.id for task in ENVIRONMENT.generate(12, 0, "heldout")[:some]}
+    return lambda task: follow([task.answer if task.id in ids else "no"])
+
+
+REFUSALS = {
+    "as it should": (raising(TasksExhausted("it has 12 tasks")), "asked for 24, it has 12 tasks"),
+    "in its own way": (raising(ValueError("only 12 tasks")), "generate raised ValueError: only 12 tasks ("),
+    "by giving fewer": (lambda split: ENVIRONMENT.generate(12, 0, split), "asked for 24, generate gave 12"),
+    "by giving them twice": (lambda split: 2 * ENVIRONMENT.generate(12, 0, split), "asked for 24, generate gave 12"),
+}
+
+
+@pytest.mark.parametrize("way", REFUSALS)
+def test_where_a_split_has_no_more_tasks_the_mean_over_all_of_them_decides(way):
+    refuse, why = REFUSALS[way]
+    gates = {gate.name: gate for gate in examine(of_twelve(refuse, cheats={"one": paying_for(1)}), 12, 4).gates}
+    assert all(gate.passed for gate in gates.values())
+    assert gates["null"].evidence.startswith("null 0.00 in all 12 tasks; there are no more tasks: ")
+    assert "one 0.08 in all 12 tasks" in gates["cheats"].evidence and why in gates["cheats"].evidence
+    assert set(failed(of_twelve(refuse, cheats={"two": paying_for(2)}))) == {"cheats"}
+
+
+def test_all_tasks_of_an_exhausted_split_are_played_where_the_check_began_with_fewer():
+    refuse, _ = REFUSALS["in its own way"]
+    gates = {gate.name: gate for gate in examine(of_twelve(refuse), tasks=5, repeats=4).gates}
+    assert gates["null"].passed and gates["null"].evidence.startswith("null 0.00 in all 12 tasks")
+
+
+def test_a_cheat_that_draws_is_played_often_where_tasks_are_few():
     cheats = {"lucky": lambda task: lambda messages, seed: task.answer if seed % 4 == 0 else "no"}
-    assert set(failed(replace(ENVIRONMENT, generate=generate, cheats=cheats))) == {"cheats"}
+    refuse, _ = REFUSALS["as it should"]
+    assert set(failed(of_twelve(refuse, cheats=cheats))) == {"cheats"}
+    assert stats.binom(80, 0.2).cdf(8) < 0.015
+
+
+def test_tasks_that_could_not_be_graded_leave_a_finite_set_undecided():
+    run = paid(0, 12)
+    lost = replace(run, scores=(replace(run.scores[0], status="failed", value=None, reason="crash"), *run.scores[1:]))
+    assert earns_nothing("null", {"null": Unearned(run, "asked for 24, ...")}).passed
+    assert not earns_nothing("null", {"null": Unearned(lost, "asked for 24, ...")}).passed
+
+
+def test_the_command_tells_of_a_gate_that_passed_with_all_tasks_that_there_are(capsys):
+    from noria.cli.env import COLUMNS, _show_table
+
+    null = earns_nothing("null", {"null": Unearned(paid(1, 12), "asked for 24, it has 12 tasks")})
+    gates = tuple(null if name == "null" else Gate(name, True, "", "") for name in COLUMNS)
+    _show_table([Examination("small", "", 12, gates)], 0)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "small: gate null passed: null 0.08 in all 12 tasks (paid: task t0); there are no more tasks: asked" in told
 
 
 def test_a_flaky_tool_is_caught_by_name_and_the_re_run_with_it():
@@ -215,7 +303,7 @@ def test_no_runs_pass_no_gate():
         gold_again=empty,
         random=empty,
         random_again=empty,
-        unearned={"null": {"null": empty}, "random": {"random": empty}, "cheats": {}},
+        unearned={"null": {"null": Unearned(empty)}, "random": {"random": Unearned(empty)}, "cheats": {}},
         reference={},
         fuzzed=(),
         repeated=(),

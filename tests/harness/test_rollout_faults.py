@@ -255,11 +255,22 @@ def test_a_script_that_fails_ends_its_own_trace_and_tells_why(tokenizer, tools):
     tasks, traces = scripted(("good", "raises", "number", "fine"), tokenizer, tools)
     assert [trace.outcome for trace in traces] == ["finished", "model_error", "model_error", "finished"]
     told = traces[1].nodes[-1].message.content
-    assert told.startswith(f"model error: the script for task raises raised KeyError: 'way' ({__file__}:")
+    assert told.startswith(f"model error: the script for task raises raised KeyError ({__file__}:")
+    assert told.endswith("): 'way'")
     told = traces[2].nodes[-1].message.content
     assert told == "model error: the script for task number replied 42 (int): a reply must be text"
     for one, trace in zip(tasks, traces, strict=True):
         assert replay(one, trace, tokenizer, load_program("files"), BUDGET) == trace
+
+
+def test_a_long_error_of_a_script_does_not_cut_off_its_place(tokenizer, tools):
+    def script(one):
+        return lambda messages, seed: script_of(one)(messages, seed) if one.id == "good" else {}["way" * 500]
+
+    tasks, policy = [task("good"), task("long")], ScriptedPolicy(script, tokenizer)
+    _, trace = rollout(tasks, range(2), policy, None, load_program("files"), budget=BUDGET, tools=tools)
+    told = trace.nodes[-1].message.content
+    assert len(told) == 500 and f"raised KeyError ({__file__}:" in told and "wayway" in told
 
 
 def test_what_a_script_raises_in_every_rollout_is_raised(tokenizer, tools):

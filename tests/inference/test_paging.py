@@ -88,12 +88,12 @@ def test_every_architecture_samples_what_its_forward_pass_says(models, name):
             ids.append(token)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [name if name in FUSED else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS]
+    ("name", "count", "tokens"),
+    [("plain", 3, 20), *(pytest.param(name, 6, 30, marks=pytest.mark.slow) for name in OPTIONS)],
 )
-def test_alone_together_in_chunks_reused_and_preempted_are_the_same(models, name):
-    model, requests = models[name], asked()
+def test_alone_together_in_chunks_reused_and_preempted_are_the_same(models, name, count, tokens):
+    model, requests = models[name], asked(count, tokens=tokens)
     expected = alone(model, requests)
     config = model.config
     tight = Engine(model, END, cache_bytes=blocks(config, 6))
@@ -105,18 +105,21 @@ def test_alone_together_in_chunks_reused_and_preempted_are_the_same(models, name
         assert_equal(engine.generate(requests[::-1]), expected[::-1])  # now with blocks to be found again
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "llama"])
-def test_fused_kernels_give_the_same_bits_alone_and_together(models, name):
-    model, requests = models[name], asked(temperature=1.0)
+@pytest.mark.parametrize(
+    ("name", "count", "tokens"),
+    [("plain", 3, 20), *(pytest.param(name, 6, 30, marks=pytest.mark.slow) for name in ("plain", "llama"))],
+)
+def test_fused_kernels_give_the_same_bits_alone_and_together(models, name, count, tokens):
+    model, requests = models[name], asked(count, temperature=1.0, tokens=tokens)
     assert Engine(model, END, step_tokens=9).generate(requests) == alone(model, requests)
     assert Engine(model, END, cache_bytes=blocks(model.config, 6)).generate(requests) == alone(model, requests)
     bf16 = {"precision": "bfloat16"}
     assert Engine(model, END, **bf16).generate(requests) == alone(model, requests, **bf16)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize(
+    "name", [name if name == "plain" else pytest.param(name, marks=pytest.mark.slow) for name in FUSED]
+)
 def test_pytorch_alone_gives_what_the_kernels_give(models, name, monkeypatch):
     requests = asked(4, temperature=1.0)
     expected = Engine(models[name], END).generate(requests)

@@ -16,8 +16,9 @@ from tests.model.row_cache import RowCache
 CLOSE = {"atol": 2e-5, "rtol": 2e-4}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [name if name == "none" else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS]
+)
 def test_logits_and_gradients_are_those_of_the_formula(name):
     config = option(name)
     model, tokens = randomised(config), random_tokens(config, 1, 9)

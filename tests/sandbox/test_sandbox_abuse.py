@@ -45,7 +45,6 @@ def ranges():
         place.__exit__()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "attempt", "mode"), TRIALS)
 def test_the_attempt_is_denied_as_expected(ranges, kind, attempt, mode):
     result = ranges(kind).make(attempt, mode)

@@ -176,8 +176,9 @@ def stepped(batch, objective, rows, own_trunk=None):
     return torch.cat([grad.flatten() for grad in found]), metrics
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("ppo", "gspo") else pytest.param(name, marks=pytest.mark.slow) for name in FORMS]
+)
 def test_losses_gradients_and_measures_do_not_depend_on_micro_batches(name):
     whole, metrics = stepped(rl_batch(), Objective(FORMS[name]), 64)
     assert whole.norm() > 0.01

@@ -96,7 +96,7 @@ def show(
     """A few tasks of an environment, with a gold run of each as the model would live it.
 
     A result that the harness program shows the model in another form stands there twice: as the tool gave it, and
-    "as shown".
+    "(as shown)".
     """
     from noria.harness.author_errors import drawn
     from noria.harness.environment_file import load_environment
@@ -124,9 +124,9 @@ def show(
     for task, trace, score in zip(gold.tasks, gold.traces, gold.scores, strict=True):
         out.print(f"\ntask {task.id[:12]}, difficulty {task.difficulty:g}", style="bold", markup=False)
         for place, node in enumerate(trace.nodes):
-            who = f"{'as shown' if is_retold(trace, place) else node.agent or node.message.role:>9}"
+            who = f"{node.agent or node.message.role:>9}  {'(as shown) ' if is_retold(trace, place) else ''}"
             text = node.message.content.replace("\n", "\n" + " " * 11)
-            out.print(f"{who}  {text}", markup=False, style="cyan" if node.call else None)
+            out.print(f"{who}{text}", markup=False, style="cyan" if node.call else None)
         if score.status == "failed":
             out.print(f"    grading failed, {score.reason}: {score.evidence}", markup=False, style="red")
             continue
@@ -166,8 +166,8 @@ def _show_table(found: list[Examination], seed: int) -> None:
     out = console()
     out.print(table)
     out.print(
-        f"\ntasks: held-out, seed {seed}; gold, null, random, cheats: mean reward (of the worst cheat), on more "
-        "tasks where these can't tell whether it is below 0.1; "
+        f"\ntasks: held-out, seed {seed}; gold, null, random, cheats: mean reward (of the worst cheat; rewards "
+        "below 0 count as 0 in the last three), on more tasks where these can't tell whether it is below 0.1; "
         "difficulty: share of tasks solved sometimes by a policy that slips; fuzz: hostile traces that broke or fooled "
         "the grader."
     )
@@ -175,3 +175,5 @@ def _show_table(found: list[Examination], seed: int) -> None:
         for gate in one.gates:
             if not gate.passed:
                 out.print(f"{one.environment}: gate {gate.name} failed: {gate.evidence}", markup=False, style="red")
+            elif gate.note:
+                out.print(f"{one.environment}: gate {gate.name} passed: {gate.evidence}", markup=False)

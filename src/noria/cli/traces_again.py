@@ -28,6 +28,8 @@ from noria.cli.trace_place import (
 from noria.cli.traces import traces
 from noria.studio.output import console, print_json, progress
 
+KINDS = 20  # of failures, told in words
+
 
 @traces.command(
     epilog="Example: noria traces replay agent_evaluation. Exit codes: 0 all replay exactly; 1 not, or not all read."
@@ -119,16 +121,21 @@ def _told(one: dict[str, Any]) -> str:
 
 
 def _tell_alike(reasons: Sequence[tuple[int, str]]) -> None:
-    """A line for all traces with one reason: how many, the numbers of the first, the reason of the first. Reasons that
-    differ in numbers and digests alone are one."""
+    """A line for all traces with one reason: how many, the numbers of the first, the reason of the first.
+
+    Reasons that differ in digits and digests alone count as alike, results of a tool among them: "7, now 8" and
+    "7, now 9" are one. Of more than KINDS, the rest are counted.
+    """
     alike: dict[str, list[tuple[int, str]]] = {}
     for number, reason in reasons:
         alike.setdefault(re.sub(r"[0-9a-f]*\d[0-9a-f]*", "", reason), []).append((number, reason))
-    for found in list(alike.values())[:20]:
+    for found in list(alike.values())[:KINDS]:
         numbers = list(dict.fromkeys(f"#{number}" for number, _ in found))
         shown = ", ".join([*numbers[:3], *(["..."] if len(numbers) > 3 else [])])
         times = f"{len(found)} times alike, in {shown}; the first" if len(found) > 1 else shown
         console().print(f"{times}: {found[0][1]}", markup=False)
+    if len(alike) > KINDS:
+        console().print(f"and {len(alike) - KINDS} more kinds; --json has all")
 
 
 @traces.command(

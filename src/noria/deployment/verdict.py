@@ -17,7 +17,7 @@ Among releasable candidates the one with the best primary metric wins, unless a 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -133,8 +133,10 @@ def decide(candidates: Sequence[Candidate], incumbent: Candidate | None, rules: 
     for candidate in candidates:
         checks = _floor_checks(candidate, rules)
         if incumbent:
-            told = _reply_checks(candidate, incumbent, rules)
-            checks = [primary[candidate.name], *told, *_guardrail_checks(candidate, incumbent, rules), *checks]
+            better = primary[candidate.name]
+            claims_gain = rules.primary_test == "superior" and better.outcome == "pass"
+            told = _reply_checks(candidate, incumbent, claims_gain, rules.level)
+            checks = [better, *told, *_guardrail_checks(candidate, incumbent, rules), *checks]
             checks += _slice_checks(candidate, incumbent, rules)
         decision = _decision([check.outcome for check in checks])
         summary = _interval(_known(candidate, rules.primary), rules.level)
@@ -158,7 +160,7 @@ def _known(candidate: Candidate, metric: str) -> dict[str, float]:
 
 
 def _pairs(
-    new: Candidate, old: Candidate, metric: str, items: Collection[str] | None = None
+    new: Candidate, old: Candidate, metric: str, items: Set[str] | None = None
 ) -> tuple[list[float], list[float]]:
     """Values of both on the items that both have; an item whose grading failed for one says nothing about either."""
     ours, theirs = _known(new, metric), _known(old, metric)
@@ -196,16 +198,19 @@ def _primary_checks(candidates: Sequence[Candidate], incumbent: Candidate, rules
     return checks
 
 
-def _reply_checks(candidate: Candidate, incumbent: Candidate, rules: Rules) -> list[Check]:
-    """None where replies are not looked at."""
+def _reply_checks(candidate: Candidate, incumbent: Candidate, claims_gain: bool, level: float) -> list[Check]:
+    """None where replies are not looked at. Only a gain that is claimed can be doubted: a model that is no better, or
+    need not be, may say what it says as often as before."""
     if not candidate.replies:
         return []
-    found = commonest_reply(candidate.replies, incumbent.replies, candidate.gold, rules.level)
+    found = commonest_reply(candidate.replies, incumbent.replies, candidate.gold, level)
     words = f"{found.reply!r:.60} is {_spell(found.share)} of the replies (before training {found.share_before:.3f})"
     if found.gold_share is None:
         words += f"; gold answers are missing, so that only a reply to more than {NEARLY_ALL:.3f} could be told"
     else:
         words += f"; no gold answer is that of more than {found.gold_share:.3f} of the tasks"
+    if not claims_gain:
+        return [Check(REPLY, "gold answers", found.share, "pass", f"{REPLY}, no gain being claimed: {words}")]
     if found.overused:
         words += f"; counting it as wrong leaves {_spell(found.left)} of the gain of {found.gain.estimate:.3f}"
         words += f", of which {LEAST_LEFT:.0%} is asked"
@@ -248,10 +253,10 @@ def _slice_checks(candidate: Candidate, incumbent: Candidate, rules: Rules) -> l
     return checks
 
 
-def _items_by_slice(candidate: Candidate) -> dict[str, list[str]]:
-    slices: dict[str, list[str]] = {}
+def _items_by_slice(candidate: Candidate) -> dict[str, set[str]]:
+    slices: dict[str, set[str]] = {}
     for item, name in sorted(candidate.slices.items()):
-        slices.setdefault(name, []).append(item)
+        slices.setdefault(name, set()).add(item)
     return slices
 
 
@@ -269,7 +274,7 @@ def _gain_of_one_slice(candidate: Candidate, incumbent: Candidate, rules: Rules)
     for name, items in _items_by_slice(candidate).items():
         own, rest = (
             paired_difference(*_pairs(candidate, incumbent, rules.primary, chosen), rules.level)
-            for chosen in (set(items), candidate.slices.keys() - set(items))
+            for chosen in (items, candidate.slices.keys() - items)
         )
         if superior(own) and not superior(rest) and rest.high < own.low:
             return [f"the gain is of family {name} alone: {_spell(own)}; all others together: {_spell(rest)}"]

@@ -94,7 +94,8 @@ def gym_tasks(family: GymFamily, count: int, seed: int, split: Split, domain: st
         if len(tasks) < count and question not in used:
             messages = (*examples, Message("user", question))
             hidden = {"gym": family.gym, "entry": entry}
-            tasks[identity] = Task(identity, messages, grader, str(entry["answer"]), family.name, domain, hidden=hidden)
+            answer = "" if entry["answer"] is None else str(entry["answer"])  # some families have scorers alone
+            tasks[identity] = Task(identity, messages, grader, answer, family.name, domain, hidden=hidden)
     if len(tasks) < count or len(shown) < family.shots:
         raise FamilyTooSmall(
             f"{family.name} ({family.gym}) gave {len(tasks)} distinct {split} tasks and {len(shown)} examples, not "

@@ -11,8 +11,18 @@ from typing import Any
 from noria.grading.grader import crash
 from noria.harness.author_errors import blamed, drawn, speaking
 from noria.harness.baselines import at_random, silent, slipping, tokenizer_of
-from noria.harness.environments.environment import Environment, TasksExhausted
-from noria.harness.gates import FEWEST, Evidence, Fuzzed, Gate, Repeated, all_gates, worth_little
+from noria.harness.environments.environment import Environment
+from noria.harness.gates import (
+    FEWEST,
+    Evidence,
+    Fuzzed,
+    Gate,
+    Repeated,
+    Unearned,
+    all_gates,
+    earned_by_task,
+    worth_of_some,
+)
 from noria.harness.hostile_traces import hostile_traces
 from noria.harness.policy import ScriptedPolicy
 from noria.harness.rollout import rollouts
@@ -28,6 +38,9 @@ TOOL_LIMITS = Limits(cpu_seconds=5, wall_seconds=30.0)
 NOISES = (0.1, 0.3)
 FUZZED_TASKS, REPEATED_CALLS, CALLS_A_TASK = 3, 40, 4
 MOST_TASKS = 320  # what earns too near to the gate's bound to tell after these does not pass
+# Traces, at least, where a split has no more tasks: of few tasks, a policy that draws its replies may be lucky once.
+# One that is right once in five times then earns 0.1 at most in one check of a hundred.
+PLAYS_OF_ALL = 80
 CONCURRENT = 8  # traces at a time: what tools keep warm (open pages, indices) is for a few
 
 
@@ -121,19 +134,46 @@ def play(
 
 def _decided(
     environment: Environment, toolbox: Toolbox, seed: int, policy_of: Callable[[Task], Policy], run: Recorded
-) -> Recorded:
-    """`run`, with more and more tasks until it can be told whether it is worth little."""
-    while worth_little(run) is None and len(run.tasks) < MOST_TASKS:
-        known = {task.id: task for task in run.tasks}
-        try:
-            made = drawn(environment, max(2 * len(known), FEWEST), seed, "heldout")
-        except TasksExhausted:
-            made = []
-        # Where the split has no more, the same tasks with other seeds.
-        tasks = [task for task in made if task.id not in known] or list(known.values())
+) -> Unearned:
+    """`run`, on more and more tasks until they tell whether it is worth little; on all of a split that has no more."""
+
+    def with_these(tasks: Sequence[Task]) -> Recorded:
         more = play(environment, toolbox, tasks, seed_of(seed, len(run.tasks)), policy_of)
-        run = Recorded(run.tasks + more.tasks, run.traces + more.traces, run.scores + more.scores)
-    return run
+        return Recorded(run.tasks + more.tasks, run.traces + more.traces, run.scores + more.scores)
+
+    while (earned := earned_by_task(run)) and worth_of_some(earned) == "unclear" and len(run.tasks) < MOST_TASKS:
+        known = {task.id: task for task in run.tasks}
+        new, no_more = _more_tasks(environment, seed, known)
+        run = with_these(new) if new else run
+        if no_more:
+            while len(run.tasks) < PLAYS_OF_ALL:
+                run = with_these([*known.values(), *new])
+            return Unearned(run, no_more)
+    return Unearned(run)
+
+
+def _more_tasks(environment: Environment, seed: int, known: Mapping[str, Task]) -> tuple[list[Task], str]:
+    """As many new tasks as are known, or all that are left; and why there are no more, "" where there may be."""
+    given, wanted = len(known), max(2 * len(known), FEWEST)
+    made, no_more = _drawn_or_why(environment, wanted, seed)
+    refused = wanted
+    while no_more and refused - given > 1:
+        middle = (given + refused) // 2
+        fewer, why = _drawn_or_why(environment, middle, seed)
+        made, given, refused = (made, given, middle) if why else (fewer, middle, refused)
+    new = {task.id: task for task in made if task.id not in known}
+    return list(new.values()), no_more
+
+
+def _drawn_or_why(environment: Environment, count: int, seed: int) -> tuple[list[Task], str]:
+    """Tasks; or why there are not so many. Whatever an author's generator raises when it is asked for more than
+    `--tasks` counts as that: its first tasks it gave."""
+    try:
+        made = drawn(environment, count, seed, "heldout")
+    except Exception as error:  # noqa: BLE001 - whatever it is: told in the evidence of the gate
+        return [], f"asked for {count}, {error}"
+    different = len({task.id for task in made})
+    return made, f"asked for {count}, generate gave {different}" if different < count else ""
 
 
 class _Player:

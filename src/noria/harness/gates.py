@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from noria.harness.traces import Recorded
 from noria.types import Score, Task
@@ -19,22 +19,35 @@ NEAR_ZERO = 0.1  # what those who do nothing, act at random or cheat may earn, a
 TOO_MUCH = 0.15  # what they must be shown not to earn: no number of tasks shows that a run is worth 0.1 and not 0.101
 DOUBT = 0.025  # how often chance alone may show so
 FEWEST = math.ceil(math.log(DOUBT) / math.log(1 - TOO_MUCH))  # of fewer tasks, none that was paid shows nothing yet
+SLACK = 1e-9  # of sums of partial rewards
 HIGH = 0.5  # a single hostile trace that is paid this much was paid for nothing
 ENOUGH_BETWEEN = (
     0.3  # share of tasks that a noisy policy solves sometimes: those are what a group advantage learns from
 )
 BINS = 5
-VERDICTS = (False, None, True)  # of `worth_little`, the worst first
+Worth = Literal["much", "unclear", "little"]
+WORST_FIRST: tuple[Worth, ...] = ("much", "unclear", "little")
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate's finding. `figure` stands in the table, `evidence` says what it rests on."""
+    """One gate's finding. `figure` stands in the table, `evidence` says what it rests on; `note` is told of a gate that
+    passed, too."""
 
     name: str
     passed: bool
     figure: str
     evidence: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Unearned:
+    """The run of an agent that must earn nothing. `no_more` says why no more tasks could be had: then these are all
+    that there are. "" where there may be more."""
+
+    run: Recorded
+    no_more: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,8 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All runs of one environment. `unearned`: gate -> agent -> run, of those that must earn nothing; `reference`:
-    noise -> runs of the slipping policy, several a task.
+    """All runs of one environment. `unearned`: gate -> agent -> its run; `reference`: noise -> runs of the slipping
+    policy, several a task.
 
     `splits` and `splits_again` are the same call of the generator, made twice.
     """
@@ -74,7 +87,7 @@ class Evidence:
     gold_again: Recorded
     random: Recorded
     random_again: Recorded
-    unearned: Mapping[str, Mapping[str, Recorded]]
+    unearned: Mapping[str, Mapping[str, Unearned]]
     reference: Mapping[float, Recorded]
     fuzzed: Sequence[Fuzzed]
     repeated: Sequence[Repeated]
@@ -131,44 +144,77 @@ def gold_scores_one(gold: Recorded) -> Gate:
     return Gate("gold", not short, f"{mean:.2f}", "; ".join([found, *short[:2]]))
 
 
-def earns_nothing(name: str, runs: Mapping[str, Recorded]) -> Gate:
-    """Each run is worth little, and its tasks are enough to tell."""
-    rows: list[tuple[int, float, str]] = []
-    for agent, run in runs.items():
-        graded = [score.value for score in run.scores if score.value is not None]
-        if not graded:
-            rows.append((0, math.inf, f"{agent}: not one of {len(run.scores)} traces could be graded"))
-            continue
-        reward, little = sum(graded) / len(graded), worth_little(run)
-        pairs = zip(run.tasks, run.scores, strict=True)
-        paid = next((f" (paid: task {task.id[:8]})" for task, score in pairs if (score.value or 0) > HIGH), "")
-        near = f", too near to {NEAR_ZERO} to tell" if little is None else ""
-        said = f"{agent} {reward:.2f} in {len(graded)} traces{near}{paid}"
-        rows.append((VERDICTS.index(little), reward, said))
-    if not rows:
+def earns_nothing(name: str, agents: Mapping[str, Unearned]) -> Gate:
+    """Each agent's run is worth little, and its tasks are enough to tell."""
+    if not agents:
         return Gate(name, False, "none", "nothing was run")
-    rows.sort(key=lambda row: (row[0], -row[1]))
-    worst = max(reward for _, reward, _ in rows)
-    return Gate(
-        name, VERDICTS[rows[0][0]] is True, f"{round(worst, 2) + 0.0:.2f}", ", ".join(said for _, _, said in rows)
-    )
+    found = [_finding(agent, unearned) for agent, unearned in agents.items()]
+    found.sort(key=lambda one: (WORST_FIRST.index(one.worth), -one.mean))
+    passed = all(one.worth == "little" for one in found)
+    highest = max(one.mean for one in found)
+    # One sentence for all agents: they were refused the same tasks.
+    note = next((f"there are no more tasks: {one.no_more}" for one in agents.values() if one.no_more), "")
+    said = ", ".join(one.words for one in found)
+    return Gate(name, passed, f"{highest:.2f}", f"{said}; {note}" if note else said, note)
 
 
-def worth_little(run: Recorded) -> bool | None:
-    """Whether a run earns NEAR_ZERO at most: yes, no, or None where more tasks must tell.
+@dataclass(frozen=True)
+class _Finding:
+    worth: Worth
+    mean: float
+    words: str
 
-    Yes where the mean is no more and, were each task paid with probability TOO_MUCH, so few would be paid with
-    probability DOUBT at most; no where, with NEAR_ZERO, so many would: tails of the binomial distribution. Partial
-    rewards add up, and a reward below 0 counts as 0: what some tasks cost hides nothing that others pay. A run that
-    could not be graded shows nothing, and is not worth little.
+
+def _finding(agent: str, unearned: Unearned) -> _Finding:
+    run, earned = unearned.run, earned_by_task(unearned.run)
+    if not earned:
+        return _Finding("much", math.inf, f"{agent}: not one of {len(run.scores)} traces could be graded")
+    every = bool(unearned.no_more) and len(earned) == len({task.id for task in run.tasks})
+    worth = worth_of_all(earned) if every else worth_of_some(earned)
+    mean = _mean(earned)
+    words = f"{agent} {mean:.2f} in {'all ' if every else ''}{len(earned)} tasks"
+    words += f", too near to {NEAR_ZERO} to tell" if worth == "unclear" else ""
+    pairs = zip(run.tasks, run.scores, strict=True)
+    words += next((f" (paid: task {task.id[:8]})" for task, score in pairs if (score.value or 0) > HIGH), "")
+    below = any((score.value or 0) < 0 for score in run.scores)
+    words += " (rewards below 0 count as 0)" if below and mean > 0 else ""
+    return _Finding(worth, mean, words)
+
+
+def earned_by_task(run: Recorded) -> dict[str, float]:
+    """task id -> the mean reward of its graded traces, each cut to [0, 1].
+
+    A reward below 0 counts as 0: what some tasks cost hides nothing that others pay. The traces of one task are one
+    piece of evidence: silence, and most cheats, ignore the seed, and do the same each time.
     """
-    graded = [min(max(score.value, 0.0), 1.0) for score in run.scores if score.value is not None]
-    paid, tasks, slack = sum(graded), len(graded), 1e-9
-    if not graded:
-        return False
-    if paid <= NEAR_ZERO * tasks + slack and _at_most(math.ceil(paid - slack), tasks, TOO_MUCH) <= DOUBT:
-        return True
-    return False if 1 - _at_most(math.floor(paid + slack) - 1, tasks, NEAR_ZERO) <= DOUBT else None
+    rewards: dict[str, list[float]] = {}
+    for task, score in zip(run.tasks, run.scores, strict=True):
+        if score.value is not None:
+            rewards.setdefault(task.id, []).append(min(max(score.value, 0.0), 1.0))
+    return {task: math.fsum(values) / len(values) for task, values in rewards.items()}
+
+
+def worth_of_all(earned: Mapping[str, float]) -> Worth:
+    """Of a run on all tasks that there are: their mean is no estimate, so it alone decides."""
+    return "little" if _mean(earned) <= NEAR_ZERO + SLACK else "much"
+
+
+def worth_of_some(earned: Mapping[str, float]) -> Worth:
+    """Of a run on tasks that stand for many others: "unclear" where more of them must tell.
+
+    Little where the mean is NEAR_ZERO at most and, were each task paid with probability TOO_MUCH, so few would be paid
+    with probability DOUBT at most; much where, with NEAR_ZERO, so many would: tails of the binomial distribution.
+    Partial rewards add up.
+    """
+    paid, tasks = math.fsum(earned.values()), len(earned)
+    near = _mean(earned) <= NEAR_ZERO + SLACK
+    if near and _at_most(math.ceil(paid - SLACK), tasks, TOO_MUCH) <= DOUBT:
+        return "little"
+    return "much" if 1 - _at_most(math.floor(paid + SLACK) - 1, tasks, NEAR_ZERO) <= DOUBT else "unclear"
+
+
+def _mean(earned: Mapping[str, float]) -> float:
+    return math.fsum(earned.values()) / len(earned)
 
 
 def _at_most(paid: int, tasks: int, share: float) -> float:

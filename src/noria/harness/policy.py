@@ -201,7 +201,7 @@ class ScriptedPolicy(TokenPolicy):
             raise
         except Exception as error:  # noqa: BLE001 - a script may raise anything: recorded as the trace's outcome
             place = place_of(error, script, self.script_of)
-            return ModelFailed(f"{whose} raised {type(error).__name__}: {error} ({place})", error)
+            return ModelFailed(f"{whose} raised {type(error).__name__} ({place}): {error}", error)
         kept = tuple(ids[: turn.params.max_tokens])
         finish = "stop" if len(kept) == len(ids) else "length"
         call = ModelCall(turn.prompt.ids, kept, (0.0,) * len(kept), 0, finish)

@@ -69,7 +69,7 @@ def candidates(
     """What the verdict compares, the imported model being the incumbent: content/candidates.json."""
     identity = CandidatesIdentity(metrics=metrics_of(grader))
     inputs = {"model_incumbent": model, "model_grpo": trained, "before": before, "after": after, "tasks": tasks}
-    return Step("candidates", s9.STAGE, "candidates", 3, identity, _collect, inputs)
+    return Step("candidates", s9.STAGE, "candidates", 4, identity, _collect, inputs)
 
 
 def metrics_of(grader: task_sets.TaskGrader) -> tuple[str, ...]:
@@ -138,8 +138,8 @@ def _collect(context: StepContext) -> Mapping[str, Any]:
 
 
 def _gold(tasks: Sequence[Task]) -> dict[str, str]:
-    """Of the tasks that have an answer; reasoning-gym's without one spell it None."""
-    return {task.id: task.answer for task in tasks if task.answer not in ("", "None")}
+    """Of the tasks that have an answer."""
+    return {task.id: task.answer for task in tasks if task.answer}
 
 
 def _candidate(evaluation: Artifact, model: Artifact, metrics: Sequence[str]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def gym(config: Config) -> tuple[Step, TaskGrader]:
     identity = GymIdentity(
         **{name: getattr(config, name) for name in type(config).model_fields}, graders=grader.versions
     )
-    return Step("tasks", STAGE, "tasks", 1, identity, _gym), grader
+    return Step("tasks", STAGE, "tasks", 2, identity, _gym), grader
 
 
 class FileIdentity(BaseModel):

@@ -28,7 +28,9 @@ Draw = Callable[[random.Random, str], Task | None]  # (generator, split) -> a ta
 
 @dataclass(frozen=True)
 class Environment:
-    """`generate(count, seed, split)` gives equal tasks for equal arguments, and no task in two splits.
+    """`generate(count, seed, split)` gives equal tasks for equal arguments, and no task in two splits. Where the split
+    has fewer than `count`, it raises TasksExhausted: `noria env check` may ask for more than it was told to, to tell
+    whether a cheat pays, and then makes do with those that there are.
 
     `gold(task)` solves the task with the tools, `cheats` are ways to look good without: each a policy for
     `ScriptedPolicy`. Policies see what the model would see; one for each task, so that it may know what is hidden.
