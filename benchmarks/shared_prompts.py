@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.report import Row, paired_row, show
 from noria.model import ModelConfig, Transformer
-from noria.training import Objective, TokenBatch
-from noria.training import step as steps
+from noria.training import Objective, TokenBatch, shared_prompts
+from noria.training.step import measure_gradient
 
 SHAPE = ModelConfig(
     vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, ffn_width=1536, context=1024,
@@ -50,7 +50,7 @@ def compared(model: Transformer, prompt: int, reply: int, repetitions: int) -> R
     together, alone = [], []
     for _ in range(repetitions):
         together.append(seconds(model, batch))
-        with mock.patch.object(steps, "shared_states", lambda *_: None):
+        with mock.patch.object(shared_prompts, "shared_states", lambda *_: None):
             alone.append(seconds(model, batch))
     case = f"{GROUPS} x {SAMPLES} replies of {reply} tokens to prompts of {prompt}"
     return paired_row(case, "rows on their own", together, alone, "CPU seconds a pass", lower_is_better=True)
@@ -58,7 +58,7 @@ def compared(model: Transformer, prompt: int, reply: int, repetitions: int) -> R
 
 def seconds(model: Transformer, batch: TokenBatch) -> float:
     started = time.process_time()
-    steps.measure_gradient(model, batch, GROUPS * SAMPLES, Objective())
+    measure_gradient(model, batch, GROUPS * SAMPLES, Objective())
     return time.process_time() - started
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from noria.model import Transformer
-from noria.training import Objective, TokenBatch
-from noria.training import step as steps
+from noria.training import Objective, TokenBatch, shared_prompts
+from noria.training.critic import attach_critic, target_values
 from noria.training.shared_prompts import lay_together, shared_states
 from noria.training.step import measure_gradient, target_logprobs
 from tests.model.options import OPTIONS, option, randomised
@@ -48,7 +48,7 @@ def separate(monkeypatch):
 
     def call(function, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(steps, "shared_states", lambda *_: None)
+            patch.setattr(shared_prompts, "shared_states", lambda *_: None)
             return function(*arguments)
 
     return call
@@ -86,6 +86,14 @@ def test_losses_and_gradients_are_those_of_separate_rows(rows, separate):
     assert together.losses == pytest.approx(alone.losses, rel=1e-5)
     assert together.measured == pytest.approx(alone.measured, rel=1e-4, abs=1e-6)
     torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("own_trunk", [True, False])
+def test_a_critic_predicts_what_it_does_on_separate_rows(own_trunk, separate):
+    model, batch = tiny(), batch_of()
+    torch.nn.init.normal_(attach_critic(model, own_trunk=own_trunk).head.weight)
+    arguments = (target_values, model, batch, batch.w_rl != 0)
+    torch.testing.assert_close(arguments[0](*arguments[1:]), separate(*arguments), atol=1e-5, rtol=1e-5)
 
 
 def test_rows_without_a_target_cost_nothing_and_change_nothing(separate):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from noria.model import Transformer
 from noria.training.batch import TokenBatch
+from noria.training.shared_prompts import chosen_states
 
 
 class Critic(nn.Module):
@@ -67,8 +68,7 @@ def critic_values(model: Transformer, batch: TokenBatch, chosen_BT: Tensor, hidd
     if critic is None:
         raise ValueError("the batch weighs `w_value` or `w_score`, but the model has no critic: call attach_critic")
     if critic.trunk is not None:
-        segment_BT = None if batch.segment_BT is None else batch.segment_BT[:, :-1]
-        hidden_ND = critic.trunk.hidden(batch.tokens_BT[:, :-1], segment_BT=segment_BT)[chosen_BT]
+        hidden_ND = chosen_states(critic.trunk, batch, chosen_BT)
     assert hidden_ND is not None
     return critic(hidden_ND)
 
@@ -82,9 +82,6 @@ def target_values(model: Transformer, batch: TokenBatch, chosen_BT: Tensor, rows
         micro, chosen = batch.rows(start, start + rows), chosen_BT[part]
         if not bool(chosen.any()):
             continue
-        hidden_ND = None
-        if reads_own_states(model):
-            segment_BT = None if micro.segment_BT is None else micro.segment_BT[:, :-1]
-            hidden_ND = model.hidden(micro.tokens_BT[:, :-1], segment_BT=segment_BT)[chosen]
+        hidden_ND = chosen_states(model, micro, chosen) if reads_own_states(model) else None
         found_BT[part][chosen] = critic_values(model, micro, chosen, hidden_ND)
     return found_BT

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from noria.model import ModelConfig, Transformer
+from noria.training.batch import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ class Layout:
         causal = torch.ones(owner_GS.shape[1], owner_GS.shape[1], dtype=torch.bool, device=owner_GS.device).tril()
         own = owner_GS[:, None, :, None] == owner_GS[:, None, None, :]
         return (own | (owner_GS == 0)[:, None, None, :]) & causal
+
+
+def chosen_states(model: Transformer, batch: TokenBatch, chosen_BT: Tensor) -> Tensor:
+    """(N, D) final states that predict the chosen targets, row by row."""
+    tokens_BT = batch.tokens_BT[:, :-1]
+    if batch.segment_BT is not None:
+        return model.hidden(tokens_BT, segment_BT=batch.segment_BT[:, :-1])[chosen_BT]
+    shared_ND = shared_states(model, tokens_BT, chosen_BT)
+    return model.hidden(tokens_BT)[chosen_BT] if shared_ND is None else shared_ND
 
 
 def shared_states(model: Transformer, tokens_BT: Tensor, chosen_BT: Tensor) -> Tensor | None:

@@ -27,7 +27,7 @@ from noria.training.measures import SUMS, merged, metrics
 from noria.training.objectives import Objective
 from noria.training.optim import MuonAdamW
 from noria.training.parallel import ALONE, Ranks, gradient_norm, sum_gradients
-from noria.training.shared_prompts import shared_states
+from noria.training.shared_prompts import chosen_states
 from noria.training.terms import (
     VALUED,
     chosen_targets,
@@ -247,15 +247,6 @@ def target_logprobs(model: Transformer, batch: TokenBatch, rows: int = 64, tempe
             logprob_N = chunked_logprobs(hidden_ND, head_VD, target_N[:, None], cap, temperature=temperature)[:, 0]
         found_BT[start : start + rows, : chosen_BT.shape[1]][chosen_BT] = logprob_N
     return found_BT
-
-
-def chosen_states(model: Transformer, batch: TokenBatch, chosen_BT: Tensor) -> Tensor:
-    """(N, D) final states that predict the chosen targets: logits are made nowhere else."""
-    tokens_BT = batch.tokens_BT[:, :-1]
-    if batch.segment_BT is not None:
-        return model.hidden(tokens_BT, segment_BT=batch.segment_BT[:, :-1])[chosen_BT]
-    shared_ND = shared_states(model, tokens_BT, chosen_BT)
-    return model.hidden(tokens_BT)[chosen_BT] if shared_ND is None else shared_ND
 
 
 @torch.inference_mode()
