@@ -25,7 +25,7 @@ SHAPE = ModelConfig(
     vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, ffn_width=1536, context=1024,
     activation="swiglu", qk_norm=False,
 )  # fmt: skip
-LENGTHS = ((114, 6), (70, 10), (40, 32), (64, 256))  # tokens of a prompt and of a reply
+LENGTHS = ((114, 6), (70, 10), (40, 32), (64, 128))  # tokens of a prompt and of a reply
 GROUPS, SAMPLES = 2, 8
 
 
