@@ -171,14 +171,38 @@ def test_greedy_replies_of_other_architectures_are_the_same_alone_and_together(m
         assert alone.logprobs == pytest.approx(completion.logprobs, abs=0.1)
 
 
-@pytest.mark.parametrize(("onednn_can", "kind"), [(True, torch.Tensor), (False, PanelMatrix)])
-def test_bf16_is_multiplied_by_our_kernel_where_onednn_packs_none(onednn_can, kind, monkeypatch):
-    if onednn_can and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+@pytest.mark.parametrize(
+    ("onednn_can", "compiled", "amx", "kind"),
+    [
+        (True, True, False, PanelMatrix),
+        (True, True, True, torch.Tensor),
+        (True, False, False, torch.Tensor),
+        (False, True, False, PanelMatrix),
+        (False, False, False, PanelMatrix),
+    ],
+)
+def test_bf16_is_multiplied_by_our_kernel_unless_onednn_has_tiles_or_nothing_could_be_compiled(
+    onednn_can, compiled, amx, kind, monkeypatch
+):
+    if kind is torch.Tensor and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor's oneDNN packs no bf16")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn_can)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    if not compiled:
+        monkeypatch.setattr(weights, "kernels", lambda: None)
     matrix = pack(torch.randn(40, 32).T, torch.bfloat16)
     assert isinstance(matrix, kind)
     assert not isinstance(matrix, PanelMatrix) or matrix.bits == 16
+
+
+@pytest.mark.parametrize("rows", [1, 2, 12, 13, 97])
+def test_bf16_products_are_exact_sums_whatever_their_rows(rows):
+    """Small integers: every product and sum is a number of bf16's and fp32's, so their order can't matter."""
+    generator = torch.Generator().manual_seed(0)
+    weight_OI = torch.randint(-3, 4, (70, 416), generator=generator).float()
+    x_MI = torch.randint(-1, 2, (rows, 416), generator=generator).float() * (torch.arange(416) % 5 == 0)
+    y_MO = PanelMatrix(weight_OI, 16).multiply(x_MI.bfloat16())
+    assert torch.equal(y_MO.float(), x_MI @ weight_OI.T)
 
 
 @pytest.mark.parametrize("name", ["plain", "moe"])

@@ -1,10 +1,10 @@
 """The engine's own copy of a model's matrices, laid out for multiplying.
 
-Packed once by oneDNN for its kernels: on a processor where PyTorch's fp32 product goes to MKL's generic path (AMD) the
-packed one is 2.5 times faster, and in bf16 a few rows cost half. Packed products also give a row the same bits
-whatever rows stand beside it, which plain ones do not; one row alone is the exception, so it is computed as two.
-Where oneDNN packs no bf16 (x86 without AVX-512 or AVX-NE-CONVERT), PyTorch's own product of it is ten times slower than
-fp32: there our kernel multiplies, in half of the bytes.
+In fp32, packed once by oneDNN for its kernels: on a processor where PyTorch's product goes to MKL's generic path (AMD)
+the packed one is 2.5 times faster. Packed products also give a row the same bits whatever rows stand beside it, which
+plain ones do not; one row alone is the exception, so it is computed as two.
+In bf16 and fewer bits our kernel multiplies: up to some 64 rows it is faster than oneDNN's packed product (twice for
+one row), and oneDNN packs no bf16 on x86 without AVX-512 or AVX-NE-CONVERT. With AMX tiles bf16 is oneDNN's.
 
 M tokens of any shape, I inputs, O outputs, E experts.
 """
@@ -105,9 +105,11 @@ def pack(weight_OI: Tensor, dtype: torch.dtype, bits: Bits | None = None) -> Mat
 
 
 def panel_bits(dtype: torch.dtype, bits: Bits | None) -> Bits | None:
-    """Of a matrix that our own kernel multiplies: one that is quantised, or bf16 where oneDNN can't."""
-    if bits is None and dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return 16
+    """Of a matrix that our own kernel multiplies: one that is quantised, or bf16 unless oneDNN does better there."""
+    if bits is None and dtype == torch.bfloat16:
+        onednn_can = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if not onednn_can or (kernels() is not None and not torch.cpu._is_amx_tile_supported()):
+            return 16
     return bits
 
 

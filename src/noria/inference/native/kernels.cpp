@@ -340,7 +340,8 @@ extern "C" void noria_choose(const float* logits, const float* temperature, cons
     }                                                                                                                 \
     extern "C" void noria_multiply_##SUFFIX(const T* x, const void* weight, const float* scale, T* out, int64_t M,     \
                                             int64_t I, int64_t O, int64_t bits) {                                     \
-        if (bits == 16) multiply_as<Bf16>(weight, scale, x, out, M, I, O);                                            \
+        if (bits == 32) multiply_as<Fp32>(weight, scale, x, out, M, I, O);                                            \
+        else if (bits == 16) multiply_as<Bf16>(weight, scale, x, out, M, I, O);                                       \
         else if (bits == 8) multiply_as<Int8>(weight, scale, x, out, M, I, O);                                        \
         else multiply_as<Int4>(weight, scale, x, out, M, I, O);                                                       \
     }                                                                                                                 \

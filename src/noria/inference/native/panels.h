@@ -1,16 +1,17 @@
-// Products with weights kept in 16, 8 or 4 bits. A few of them at a time are widened, exactly, into a buffer that stays
+// Products with weights kept in 32, 16, 8 or 4 bits. A few of them at a time are widened, exactly, into a buffer that stays
 // in the nearest cache, and multiplied with all rows at hand: one row costs little more than reading the weights, and
-// many rows little more than the products.
+// many rows little more than the products. Where weights have the form of the products they need neither.
 //
-// M rows, I inputs (a multiple of 32), O outputs. Weights lie panel by panel of 32 outputs (`panel_matrix.py`): of each
-// pair of inputs, 16 outputs and then the other 16. In 16 bits (bf16) these are 16 words, the first input's number in
-// the low half; in 8 bits 16 integers of the first input and 16 of the second; in 4 bits 16 bytes, the first input's
-// number (+8) in the low half. A scale stands for an output (8 bits) or for 32 inputs of one (4 bits).
+// M rows, I inputs (a multiple of 32), O outputs. Weights lie panel by panel of 32 outputs (`panel_matrix.py`): in 32
+// bits (fp32) those of an input, then those of the next; else, of each pair of inputs, 16 outputs and then the other 16.
+// In 16 bits (bf16) these are 16 words, the first input's number in the low half; in 8 bits 16 integers of the first
+// input and 16 of the second; in 4 bits 16 bytes, the first input's number (+8) in the low half. A scale stands for an
+// output (8 bits) or for 32 inputs of one (4 bits).
 #pragma once
 
 constexpr int PANEL = 32, HALF = 16, GROUP = 32;
-constexpr int64_t CHUNK = 4 * GROUP;  // inputs widened at a time: 16 kB in fp32
-constexpr int64_t TOGETHER = 96;      // rows that share a widened chunk; their sums take 12 kB
+constexpr int64_t TOGETHER = 96;  // rows that share a widened chunk; their sums take 12 kB
+constexpr int64_t NEAR = 192;     // rows of x that stay in the second cache while all panels pass
 
 // Numbers in a register, and rows whose sums fit the registers of the processor at once.
 #if defined(__AVX512F__)
@@ -72,6 +73,16 @@ struct Bf16 {
     }
 };
 
+struct Fp32 {
+    typedef float number;
+    static constexpr bool scaled = false, grouped = false;
+    static constexpr int64_t pair_size = 2 * PANEL;
+    static void pair(const float* from, int output, reals& first, reals& second) {
+        first = lanes_at<reals>(from + output);
+        second = lanes_at<reals>(from + PANEL + output);
+    }
+};
+
 struct Int8 {
     typedef int8_t number;
     static constexpr bool scaled = true, grouped = false;
@@ -95,11 +106,12 @@ struct Int4 {
     }
 };
 
-// How widened numbers lie in the buffer, and what one step of a product is.
+// How widened numbers lie in the buffer, and what one step of a product is. `as_kept`: numbers of this type lie in a
+// panel as they would in the buffer, so they are multiplied where they are.
 struct Single {  // fp32: an input a step
-    typedef float input;
+    typedef float input, as_kept;
     typedef reals held;
-    static constexpr int inputs = 1;
+    static constexpr int inputs = 1, chunk = 2 * GROUP;  // inputs widened at a time: 8 kB
     static void put(held* to, int part, reals first, reals second) {
         to[part] = first;
         to[PARTS + part] = second;
@@ -111,7 +123,8 @@ struct Single {  // fp32: an input a step
 struct Paired {  // bf16, which holds all these numbers exactly: two inputs a step, summed in fp32
     typedef bf16 input;
     typedef words held;
-    static constexpr int inputs = 2;
+    typedef uint32_t as_kept;
+    static constexpr int inputs = 2, chunk = 4 * GROUP;
     static void put(held* to, int part, reals first, reals second) {
         to[part] = (words)first >> 16 | ((words)second & 0xffff0000u);
     }
@@ -123,19 +136,31 @@ struct Paired {  // bf16, which holds all these numbers exactly: two inputs a st
 };
 #endif
 
-// sums[m] += the products of `count` inputs with R rows, which lie `stride` apart, a group of inputs after the other.
+// What a group of inputs adds where each has a scale; elsewhere one sum runs over all inputs.
+template <class W>
+void close_group(reals& total, reals sum, const float* scale) {
+    if (W::grouped) total += sum * lanes_at<reals>(scale);
+    else total = sum;
+}
+
+// sums[m] += the products of `count` inputs with R rows, which lie `stride` apart; where scales are, group by group.
 template <int R, class W, class S>
 void add_rows(const typename S::held* weight, const typename S::input* x, int64_t stride, int64_t count,
               const float* scale, reals* sums) {
-    for (int64_t i = 0; i < count; i += GROUP, scale += W::grouped ? PANEL : 0) {
+    const int64_t together = W::grouped ? GROUP : count;
+    for (int64_t i = 0; i < count; i += together, scale += W::grouped ? PANEL : 0) {
         reals sum[R][PARTS] = {};
-        for (int k = 0; k < GROUP; k += S::inputs, weight += PARTS)
+        for (int m = 0; m < R && !W::grouped; m++)
+            for (int part = 0; part < PARTS; part++) sum[m][part] = sums[PARTS * m + part];
+        for (int64_t k = 0; k < together; k += S::inputs, weight += PARTS) {
+            for (int part = 0; part < PARTS; part++)  // the next chunk, of use where `weight` is no buffer
+                __builtin_prefetch(weight + PARTS * S::chunk / S::inputs + part);
             for (int m = 0; m < R; m++)  // rows outside: all of x's numbers at once would not fit the registers
                 for (int part = 0; part < PARTS; part++) S::add(sum[m][part], weight[part], x + m * stride + i + k);
+        }
         for (int m = 0; m < R; m++)
             for (int part = 0; part < PARTS; part++)
-                sums[PARTS * m + part] +=
-                    W::grouped ? sum[m][part] * lanes_at<reals>(scale + part * WIDTH) : sum[m][part];
+                close_group<W>(sums[PARTS * m + part], sum[m][part], scale + part * WIDTH);
     }
 }
 
@@ -155,9 +180,10 @@ void add_rest(const typename S::held* weight, const typename S::input* x, int64_
 template <class W, class S>
 void add_row(const typename W::number* weight, const typename S::input* x, int64_t count, const float* scale,
              reals* sums) {
-    for (int64_t i = 0; i < count; i += GROUP, scale += W::grouped ? PANEL : 0) {
+    const int64_t together = W::grouped ? GROUP : count;
+    for (int64_t i = 0; i < count; i += together, scale += W::grouped ? PANEL : 0) {
         reals sum[PARTS] = {};
-        for (int k = 0; k < GROUP; k += 2, weight += W::pair_size)
+        for (int64_t k = 0; k < together; k += 2, weight += W::pair_size)
             for (int part = 0; part < PARTS; part++) {
                 reals first, second;
                 typename S::held wide[2 * PARTS];
@@ -167,7 +193,7 @@ void add_row(const typename W::number* weight, const typename S::input* x, int64
                     S::add(sum[part], wide[PARTS * step + part], x + i + k + step);
             }
         for (int part = 0; part < PARTS; part++)
-            sums[part] += W::grouped ? sum[part] * lanes_at<reals>(scale + part * WIDTH) : sum[part];
+            close_group<W>(sums[part], sum[part], scale + part * WIDTH);
     }
 }
 
@@ -175,19 +201,25 @@ void add_row(const typename W::number* weight, const typename S::input* x, int64
 template <class W, class S, class T>
 void panel_of(const typename W::number* weight, const float* scale, const typename S::input* x, int64_t rows, int64_t I,
               T* out, int64_t O, int64_t outputs) {
-    alignas(64) typename S::held wide[PARTS * CHUNK / S::inputs];
+    alignas(64) typename S::held wide[PARTS * S::chunk / S::inputs];
     alignas(64) reals sums[PARTS * TOGETHER];
     std::fill(sums, sums + PARTS * rows, reals{});
     if (rows == 1) add_row<W, S>(weight, x, I, scale, sums);
-    for (int64_t i = 0; i < I && rows > 1; i += CHUNK) {
-        const int64_t count = std::min(CHUNK, I - i);
-        for (int64_t k = 0; k < count; k += 2, weight += W::pair_size)
-            for (int part = 0; part < PARTS; part++) {
-                reals first, second;
-                W::pair(weight, part * WIDTH, first, second);
-                S::put(wide + PARTS * k / S::inputs, part, first, second);
-            }
-        add_rest<ROWS, W, S>(wide, x + i, I, count, W::grouped ? scale + i / GROUP * PANEL : scale, sums, rows);
+    for (int64_t i = 0; i < I && rows > 1; i += S::chunk) {
+        const int64_t count = std::min<int64_t>(S::chunk, I - i);
+        const typename S::held* ready = wide;
+        if constexpr (std::is_same_v<typename W::number, typename S::as_kept>) {
+            ready = (const typename S::held*)weight;
+            weight += count / 2 * W::pair_size;
+        } else {
+            for (int64_t k = 0; k < count; k += 2, weight += W::pair_size)
+                for (int part = 0; part < PARTS; part++) {
+                    reals first, second;
+                    W::pair(weight, part * WIDTH, first, second);
+                    S::put(wide + PARTS * k / S::inputs, part, first, second);
+                }
+        }
+        add_rest<ROWS, W, S>(ready, x + i, I, count, W::grouped ? scale + i / GROUP * PANEL : scale, sums, rows);
     }
     for (int64_t m = 0; m < rows; m++)
         for (int part = 0; part < PARTS; part++) {
@@ -201,11 +233,13 @@ template <class W, class S, class T>
 void multiply_by(const typename W::number* weight, const float* scale, const typename S::input* x, T* out, int64_t M,
                  int64_t I, int64_t O) {
     const int64_t scales = W::grouped ? I / GROUP * PANEL : W::scaled ? PANEL : 0;
+    for (int64_t near = 0; near < M; near += NEAR)
 #pragma omp parallel for schedule(static)
-    for (int64_t p = 0; p < (O + PANEL - 1) / PANEL; p++)
-        for (int64_t m = 0; m < M; m += TOGETHER)
-            panel_of<W, S>(weight + p * (I / 2) * W::pair_size, scale + p * scales, x + m * I,
-                           std::min(TOGETHER, M - m), I, out + m * O + p * PANEL, O, std::min<int64_t>(PANEL, O - p * PANEL));
+        for (int64_t p = 0; p < (O + PANEL - 1) / PANEL; p++)
+            for (int64_t m = near; m < std::min(M, near + NEAR); m += TOGETHER)
+                panel_of<W, S>(weight + p * (I / 2) * W::pair_size, scale + p * scales, x + m * I,
+                               std::min(TOGETHER, M - m), I, out + m * O + p * PANEL, O,
+                               std::min<int64_t>(PANEL, O - p * PANEL));
 }
 
 template <class W>
