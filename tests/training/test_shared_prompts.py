@@ -59,11 +59,24 @@ def test_prompts_stand_once_and_replies_see_them_and_themselves():
     layout = lay_together(batch.tokens_BT[:, :-1], (batch.w_rl != 0))
     assert layout.tokens_GS.tolist()[0] == [5, 6, 7, 8, 9, 10, 1, 2, 10, 10, 1]
     assert layout.positions_GS.tolist()[0] == [0, 1, 2, 3, 4, 5, 6, 7, 5, 5, 6]
-    assert layout.owner_GS.tolist()[0] == [0] * 5 + [1] * 3 + [2] + [3] * 2
     assert layout.place_N.tolist()[:6] == [5, 7, 8, 9, 10, 11 + 3]
-    seen = layout.mask()[0, 0]
-    assert seen[10].tolist() == [True] * 5 + [False] * 4 + [True] * 2
-    assert bool(layout.mask().any(-1).all())  # padding sees itself: no row of the softmax is empty
+    mask = layout.mask
+    assert mask.prompt_GP[0].tolist() == [0, 1, 2, 3, 4, 4] and mask.row_E.tolist() == [0, 0, 0, 1, 1, 2]
+    assert mask.reply_ER[2].tolist() == [9, 10, 10]
+    assert mask.seen_E1RS[2, 0, 1].tolist() == [True] * 5 + [False] + [True, True, False]
+    assert bool(mask.seen_E1RS.any(-1).all())  # no row of a softmax is empty
+
+
+def test_states_of_parts_come_back_where_they_were():
+    batch = batch_of()
+    layout = lay_together(batch.tokens_BT[:, :-1], (batch.w_rl != 0))
+    mask = layout.mask
+    states = torch.randn(len(layout.tokens_GS), 2, layout.tokens_GS.shape[1], 4)
+    prompts, replies = mask.prompts(states), mask.replies(states)
+    assert torch.equal(mask.after_prompts(prompts, replies)[:, :, : prompts.shape[2]], prompts[mask.row_E])
+    joined = mask.joined(prompts, replies)
+    assert torch.equal(joined[0, :, :11], states[0, :, :11])
+    assert torch.equal(joined[1, :, :6], states[1, :, :6])  # after it, padding
 
 
 NAMES = [name for name in OPTIONS if not ({"local", "forget_gate", "moe"} & OPTIONS[name].keys())]
@@ -101,7 +114,7 @@ def test_rows_without_a_target_cost_nothing_and_change_nothing(separate):
     w_rl = batch.w_rl.clone()
     w_rl[3] = 0
     batch = dataclasses.replace(batch, w_rl=w_rl)
-    assert lay_together(batch.tokens_BT[:, :-1], w_rl != 0).owner_GS[1].max() == 1
+    assert lay_together(batch.tokens_BT[:, :-1], w_rl != 0).mask.row_E.tolist() == [0, 0, 0, 1, 2]
     torch.testing.assert_close(gradient_of(tiny(), batch)[1], separate(gradient_of, tiny(), batch)[1])
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from noria.model.blocked_attention import blocked_attention, is_faster
 from noria.model.config import ModelConfig
+from noria.model.masks import Mask, SharedPrompts
 from noria.model.rope import rotary_angles, rotate
 
 __all__ = ["Attention", "LayerCache", "attend", "rotary_angles", "rotate"]
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(config.head_width, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask | None, cache: LayerCache | None
     ) -> Tensor:
         """`mask` is True where a query may look, (B or 1, 1, T, S); None means plain causal attention over the row."""
         rows, length, _ = x_BTD.shape
@@ -75,7 +76,7 @@ def attend(
     query_BHTd: Tensor,
     key_BGSd: Tensor,
     value_BGSd: Tensor,
-    mask: Tensor | None,
+    mask: Mask | None,
     scale: float | None = None,
     soft_cap: float | None = None,
     bias_BHTS: Tensor | None = None,
@@ -84,6 +85,13 @@ def attend(
 
     Under a cap, scores pass c tanh(s/c) first.
     """
+    if isinstance(mask, SharedPrompts):
+        assert bias_BHTS is None
+        parts = [(mask.prompts(states), mask.replies(states)) for states in (query_BHTd, key_BGSd, value_BGSd)]
+        (query_prompts, query_replies), *keys_and_values = parts
+        prompts = attend(query_prompts, *(prompt for prompt, _ in keys_and_values), None, scale, soft_cap)
+        seen = (mask.after_prompts(*both) for both in keys_and_values)
+        return mask.joined(prompts, attend(query_replies, *seen, mask.seen_E1RS, scale, soft_cap))
     shared = query_BHTd.shape[1] // key_BGSd.shape[1]
     if shared > 1 and query_BHTd.shape[2] == 1 and bias_BHTS is None and mask is not None and soft_cap is None:
         # One new token: the heads that share a key are rows of one product with it, 4 times faster than a head each.
@@ -137,23 +145,23 @@ def _is_short(query_BHTd: Tensor, key_BGSd: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and torch.is_autocast_enabled("cpu")
         and torch.is_grad_enabled()
-        and query_BHTd.shape[2] == key_BGSd.shape[2] <= SHORT
+        and query_BHTd.shape[2] <= key_BGSd.shape[2] <= SHORT
     )
 
 
 def _short_attention(
-    query_BHTd: Tensor, key_BGTd: Tensor, value_BGTd: Tensor, mask: Tensor | None, scale: float | None
+    query_BHTd: Tensor, key_BGSd: Tensor, value_BGSd: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
     """softmax(scale q.k) v by three products, the heads that share a key stacked; softmax in fp32."""
     rows, heads, length, width = query_BHTd.shape
-    groups = key_BGTd.shape[1]
+    groups, seen = key_BGSd.shape[1:3]
     stacked = query_BHTd.reshape(rows * groups, heads // groups * length, width)
-    score_BHTT = (stacked @ key_BGTd.flatten(0, 1).mT).view(rows, heads, length, length).float()
+    score_BHTS = (stacked @ key_BGSd.flatten(0, 1).mT).view(rows, heads, length, seen).float()
     if mask is None:
-        mask = torch.ones(length, length, dtype=torch.bool).tril()
-    score_BHTT = (score_BHTT * (width**-0.5 if scale is None else scale)).masked_fill(~mask, -torch.inf)
-    share = score_BHTT.softmax(-1).view(rows * groups, -1, length)
-    return (share.to(value_BGTd.dtype) @ value_BGTd.flatten(0, 1)).view(rows, heads, length, -1)
+        mask = torch.ones(length, seen, dtype=torch.bool).tril()
+    score_BHTS = (score_BHTS * (width**-0.5 if scale is None else scale)).masked_fill(~mask, -torch.inf)
+    share = score_BHTS.softmax(-1).view(rows * groups, -1, seen)
+    return (share.to(value_BGSd.dtype) @ value_BGSd.flatten(0, 1)).view(rows, heads, length, -1)
 
 
 def output_gate(config: ModelConfig) -> nn.Linear | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from noria.model.attention import LayerCache, attend, decay_bias, gated, log_forget, output_gate
 from noria.model.config import ModelConfig
+from noria.model.masks import Mask
 from noria.model.rope import rotate
 
 
@@ -38,7 +39,7 @@ class LatentAttention(nn.Module):
         self.forget = nn.Linear(config.width, config.heads) if config.forget_gate else None
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask | None, cache: LayerCache | None
     ) -> Tensor:
         """As `Attention.forward`."""
         rows, length, _ = x_BTD.shape
@@ -70,7 +71,7 @@ class LatentAttention(nn.Module):
         query_BHTr: Tensor,
         latent_B1SR: Tensor,
         key_B1Sr: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         decay: Tensor | None,
     ) -> Tensor:
         """Every head's keys and values are made from the latents, then attention as usual."""
@@ -87,7 +88,7 @@ class LatentAttention(nn.Module):
         query_BHTr: Tensor,
         latent_B1SR: Tensor,
         key_B1Sr: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         decay: Tensor | None,
     ) -> Tensor:
         """The same without making them: q.(W_k c) = (W_k^T q).c and sum a (W_v c) = W_v (sum a c) (section 2.1.2).

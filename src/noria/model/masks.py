@@ -1,9 +1,12 @@
-"""Which earlier tokens a token may look at: causality, documents packed in a row, sliding windows.
+"""Which earlier tokens a token may look at: causality, documents packed in a row, sliding windows, shared prompts.
 
 B batch, T new tokens, S tokens that can be seen.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,3 +38,79 @@ def windowed(mask: Tensor | None, index_BT: Tensor, window: int) -> Tensor | Non
     distance_BTS = index_BT[..., None] - torch.arange(seen, device=index_BT.device)
     near = (distance_BTS < window)[:, None]
     return near & ((distance_BTS >= 0)[:, None] if mask is None else mask)
+
+
+@dataclass(frozen=True)
+class SharedPrompts:
+    """G rows of T tokens, each a prompt and after it replies, which see the prompt and themselves.
+
+    E replies in all, P tokens of the longest prompt, R of the longest reply. `prompt_GP` and `reply_ER` say where in
+    the G T tokens theirs are (beyond a part's end, anywhere), `row_E` whose prompt a reply has, `seen_E1RS` what its
+    tokens see of the P + R, and `place_N` where in the G P + E R each of the G T tokens is.
+    """
+
+    prompt_GP: Tensor
+    reply_ER: Tensor
+    row_E: Tensor
+    seen_E1RS: Tensor
+    place_N: Tensor
+
+    @classmethod
+    def of_spans(
+        cls,
+        prompts: Sequence[range],
+        replies: Sequence[range],
+        row_of: Sequence[int],
+        places: int,
+        device: torch.device | None = None,
+    ) -> SharedPrompts:
+        """From where in the G T = `places` tokens each prompt and each reply lies, and whose prompt a reply has."""
+        prompt_GP, reply_ER, row_E = _padded(prompts), _padded(replies), torch.tensor(row_of)
+        length_E = torch.tensor([len(prompts[row]) for row in row_of])
+        of_prompt_E1P = torch.arange(prompt_GP.shape[1]) < length_E[:, None, None]
+        own_RR = torch.ones(reply_ER.shape[1], reply_ER.shape[1], dtype=torch.bool).tril()
+        seen_ERS = torch.cat([of_prompt_E1P.expand(-1, len(own_RR), -1), own_RR.expand(len(replies), -1, -1)], 2)
+        place_N = torch.zeros(places, dtype=torch.long)  # of padding: any
+        first = 0
+        for spans, index in ((prompts, prompt_GP), (replies, reply_ER)):
+            for span in spans:
+                place_N[span.start : span.stop] = first + torch.arange(len(span))
+                first += index.shape[1]
+        return cls(*(part.to(device) for part in (prompt_GP, reply_ER, row_E, seen_ERS[:, None], place_N)))
+
+    def prompts(self, states_GHTd: Tensor) -> Tensor:
+        """(G, H, P, d)"""
+        return _picked(states_GHTd, self.prompt_GP)
+
+    def replies(self, states_GHTd: Tensor) -> Tensor:
+        """(E, H, R, d)"""
+        return _picked(states_GHTd, self.reply_ER)
+
+    def after_prompts(self, prompts_GHPd: Tensor, replies_EHRd: Tensor) -> Tensor:
+        """(E, H, P + R, d): of each reply its prompt's states and its own."""
+        return torch.cat([prompts_GHPd.index_select(0, self.row_E), replies_EHRd], 2)
+
+    def joined(self, prompts_GHPd: Tensor, replies_EHRd: Tensor) -> Tensor:
+        """(G, H, T, d): `prompts` and `replies` undone."""
+        parts_ND = torch.cat([_by_token(prompts_GHPd), _by_token(replies_EHRd)])
+        rows, heads, _, width = prompts_GHPd.shape
+        return parts_ND.index_select(0, self.place_N).view(rows, -1, heads, width).transpose(1, 2)
+
+
+Mask = Tensor | SharedPrompts
+
+
+def _padded(spans: Sequence[range]) -> Tensor:
+    """(spans, tokens of the longest), the last place of each repeated up to there."""
+    longest = max(map(len, spans))
+    return torch.tensor([[*span, *[span[-1]] * (longest - len(span))] for span in spans])
+
+
+def _picked(states_GHTd: Tensor, index_EP: Tensor) -> Tensor:
+    heads, width = states_GHTd.shape[1], states_GHTd.shape[3]
+    chosen = _by_token(states_GHTd).index_select(0, index_EP.flatten())
+    return chosen.view(*index_EP.shape, heads, width).transpose(1, 2)
+
+
+def _by_token(states_GHTd: Tensor) -> Tensor:
+    return states_GHTd.transpose(1, 2).flatten(0, 1).flatten(1)

@@ -14,7 +14,7 @@ from noria.model.attention import Attention, LayerCache
 from noria.model.config import ModelConfig
 from noria.model.feed_forward import activate
 from noria.model.latent_attention import LatentAttention
-from noria.model.masks import document_mask, document_positions, windowed
+from noria.model.masks import Mask, SharedPrompts, document_mask, document_positions, windowed
 from noria.model.moe import MixtureOfExperts
 from noria.model.residual import Stream, residual
 from noria.model.rope import rotary_angles
@@ -67,7 +67,7 @@ class Transformer(nn.Module):
         positions_BT: Tensor | None = None,
         segment_BT: Tensor | None = None,
         cache: LayerCache | None = None,
-        mask: Tensor | None = None,
+        mask: Mask | None = None,
     ) -> Tensor:
         """Final normalised states (B, T, D).
 
@@ -88,13 +88,14 @@ class Transformer(nn.Module):
             stream = block(stream, *surroundings[self.config.is_local(layer)], cache)
         return self.final_norm(self.final_residual.read(stream))
 
-    def _surroundings(self, positions_BT: Tensor, index_BT: Tensor, mask: Tensor | None) -> dict[bool, Surroundings]:
+    def _surroundings(self, positions_BT: Tensor, index_BT: Tensor, mask: Mask | None) -> dict[bool, Surroundings]:
         """For global (False) and local (True) layers, whichever the model has."""
         config, local = self.config, self.config.local
         found: dict[bool, Surroundings] = {}
         rotary = rotary_angles(positions_BT, config.rotary_width, config.rope_base, config.rope_scaling)
         found[False] = (rotary, mask)
         if local is not None:
+            assert not isinstance(mask, SharedPrompts)
             if local.rope_base is not None:
                 rotary = rotary_angles(positions_BT, config.rotary_width, local.rope_base)
             found[True] = (rotary, windowed(mask, index_BT, local.window))
@@ -134,7 +135,7 @@ class Block(nn.Module):
         self.ffn_post_norm = norm() if config.post_norm else nn.Identity()
 
     def forward(
-        self, stream: Stream, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
+        self, stream: Stream, rotary: tuple[Tensor, Tensor], mask: Mask | None, cache: LayerCache | None
     ) -> Stream:
         x_BTD = self.attention_norm(self.attention_residual.read(stream))
         added_BTD = self.attention_post_norm(self.attention(x_BTD, rotary, mask, cache))

@@ -1,8 +1,8 @@
 """Rows that begin alike are computed as one: a prompt once for all replies to it.
 
 The samples of a group share their prompt, and so do the two replies of a preference. One row then holds the prompt and
-after it each reply, which sees the prompt and itself; positions go on from the prompt in each. States, losses and
-gradients are those of separate rows, rounded in another order.
+after it each reply, which sees the prompt and itself (`model/masks.py`); positions go on from the prompt in each.
+States, losses and gradients are those of separate rows, rounded in another order.
 
 B rows of T positions, G rows of S positions that stand for them, N targets.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from noria.model import ModelConfig, Transformer
+from noria.model.masks import SharedPrompts
 from noria.training.batch import TokenBatch
 
 
@@ -28,19 +29,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Layout:
-    """`owner_GS`: 0 the prompt, k its k-th reply, -1 padding. `place_N` is where in G * S each target is predicted."""
+    """`place_N` is where in G * S each target is predicted."""
 
     tokens_GS: Tensor
     positions_GS: Tensor
-    owner_GS: Tensor
     place_N: Tensor
-
-    def mask(self) -> Tensor:
-        """(G, 1, S, S), True where a token sees another: nothing later, the prompt, and its own reply."""
-        owner_GS = self.owner_GS
-        causal = torch.ones(owner_GS.shape[1], owner_GS.shape[1], dtype=torch.bool, device=owner_GS.device).tril()
-        own = owner_GS[:, None, :, None] == owner_GS[:, None, None, :]
-        return (own | (owner_GS == 0)[:, None, None, :]) & causal
+    mask: SharedPrompts
 
 
 def chosen_states(model: Transformer, batch: TokenBatch, chosen_BT: Tensor) -> Tensor:
@@ -57,9 +51,9 @@ def shared_states(model: Transformer, tokens_BT: Tensor, chosen_BT: Tensor) -> T
     if not _is_plain(model.config) or bool(chosen_BT[:, 0].any()):  # then some row has no prompt
         return None
     layout = lay_together(tokens_BT, chosen_BT)
-    if _cost(layout.tokens_GS, model.config.width) >= _cost(tokens_BT, model.config.width):
+    if layout.tokens_GS.numel() >= tokens_BT.numel():
         return None
-    hidden_GSD = model.hidden(layout.tokens_GS, layout.positions_GS, mask=layout.mask())
+    hidden_GSD = model.hidden(layout.tokens_GS, layout.positions_GS, mask=layout.mask)
     return hidden_GSD.flatten(0, 1)[layout.place_N]
 
 
@@ -79,21 +73,30 @@ def lay_together(tokens_BT: Tensor, chosen_BT: Tensor) -> Layout:
             groups[-1][1].append(reply)
         else:
             groups.append((prompt, [reply]))
-    shape = (len(groups), max(len(prompt) + sum(len(reply.tokens) for reply in replies) for prompt, replies in groups))
-    tokens_GS, positions_GS = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    owner_GS = torch.full(shape, -1)
+    width = max(len(prompt) + sum(len(reply.tokens) for reply in replies) for prompt, replies in groups)
+    tokens_GS: list[list[int]] = []
+    positions_GS: list[list[int]] = []
+    prompt_spans: list[range] = []  # places in G * S
+    reply_spans: list[range] = []
+    row_of: list[int] = []
     place_N: list[int] = []
     for row, (prompt, replies) in enumerate(groups):
-        end = 0
-        for owner, part in enumerate([prompt, *(reply.tokens for reply in replies)]):
-            start, end = end, end + len(part)
-            tokens_GS[row, start:end] = torch.tensor(part, dtype=torch.long)
-            positions_GS[row, start:end] = torch.arange(len(part)) + (len(prompt) if owner else 0)
-            owner_GS[row, start:end] = owner
-            if owner:
-                place_N += [row * shape[1] + start + place for place in replies[owner - 1].chosen]
+        tokens, positions = list(prompt), list(range(len(prompt)))
+        prompt_spans.append(range(row * width, row * width + len(prompt)))
+        for reply in replies:
+            start, length = row * width + len(tokens), len(reply.tokens)
+            place_N += [start + place for place in reply.chosen]
+            reply_spans.append(range(start, start + length))
+            row_of.append(row)
+            tokens += reply.tokens
+            positions += range(len(prompt), len(prompt) + length)
+        padding = [0] * (width - len(tokens))
+        tokens_GS.append(tokens + padding)
+        positions_GS.append(positions + padding)
     device = tokens_BT.device
-    return Layout(*(part.to(device) for part in (tokens_GS, positions_GS, owner_GS, torch.tensor(place_N))))
+    numbers = (torch.tensor(part, device=device) for part in (tokens_GS, positions_GS, place_N))
+    mask = SharedPrompts.of_spans(prompt_spans, reply_spans, row_of, len(groups) * width, device)
+    return Layout(*numbers, mask)
 
 
 def _is_plain(config: ModelConfig) -> bool:
@@ -102,8 +105,3 @@ def _is_plain(config: ModelConfig) -> bool:
     Windows and forgetting count the tokens between, and the loads of experts count every token.
     """
     return config.local is None and not config.forget_gate and config.moe is None
-
-
-def _cost(tokens: Tensor, width: int) -> int:
-    """Of a block, up to a factor: 24 D^2 operations a token in its matrices, 4 T D in attention to T tokens."""
-    return tokens.numel() * (6 * width + tokens.shape[1])
