@@ -59,7 +59,7 @@ def weights_of(model: Transformer, precision: str) -> tuple[int, int]:
 
 
 def limits(task: dict[str, Any]) -> tuple[str, Generate]:
-    """Best of a few: bytes a second of summing a large array, operations a second of large products, plain or packed."""
+    """Best of a few: bytes a second of summing a large array, operations a second of a large product."""
     array = torch.ones(READ_BYTES // 4)
     square = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE)
     dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -26,8 +26,8 @@ from noria.inference.weights import (
     multiply,
     pack,
     prepared,
-    quantised_table,
     return_memory,
+    table_of,
 )
 from noria.model import Transformer
 from noria.model.attention import Attention
@@ -127,7 +127,7 @@ class PlainDecoder:
                 give_up(block.parameters())
         self._final_norm = _fp32(model.final_norm.weight)
         self._head = PackedLinear(model.head, torch.float32, bits and TABLE_BITS)
-        self._table = quantised_table(model, self._head.packed) if bits else model.embedding.weight.detach()
+        self._table = table_of(model, self._head.packed, bits, consume)
         if consume:
             give_up(model.parameters())
         self._scale = self.config.attention_scale or self.config.head_width**-0.5

@@ -1,10 +1,10 @@
 """The engine's own copy of a model's matrices, laid out for multiplying.
 
-In fp32, packed once by oneDNN for its kernels: on a processor where PyTorch's product goes to MKL's generic path (AMD)
-the packed one is 2.5 times faster. Packed products also give a row the same bits whatever rows stand beside it, which
-plain ones do not; one row alone is the exception, so it is computed as two.
-In bf16 and fewer bits our kernel multiplies: up to some 64 rows it is faster than oneDNN's packed product (twice for
-one row), and oneDNN packs no bf16 on x86 without AVX-512 or AVX-NE-CONVERT. With AMX tiles bf16 is oneDNN's.
+Our own kernel multiplies (`native/panels.h`): of one row it makes twice what oneDNN's packed product does, which on a
+processor where PyTorch's fp32 product goes to MKL's generic path (AMD) is itself 2.5 times faster than that; of 64 rows
+as much or, in fp32, a tenth less. oneDNN's is used where no kernel could be compiled, without AVX2, and in bf16 where
+the processor has AMX tiles. Both give a row the same bits whatever rows stand beside it, which plain products do not;
+one row alone is an exception of oneDNN's, so it is computed as two.
 
 M tokens of any shape, I inputs, O outputs, E experts.
 """
@@ -105,12 +105,14 @@ def pack(weight_OI: Tensor, dtype: torch.dtype, bits: Bits | None = None) -> Mat
 
 
 def panel_bits(dtype: torch.dtype, bits: Bits | None) -> Bits | None:
-    """Of a matrix that our own kernel multiplies: one that is quantised, or bf16 unless oneDNN does better there."""
-    if bits is None and dtype == torch.bfloat16:
-        onednn_can = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        if not onednn_can or (kernels() is not None and not torch.cpu._is_amx_tile_supported()):
-            return 16
-    return bits
+    """Of a matrix that our own kernel multiplies: None leaves it to oneDNN, which never has quantised ones."""
+    if bits is not None:
+        return bits
+    is_low = dtype == torch.bfloat16
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    if kernels() is not None and wide and not (is_low and torch.cpu._is_amx_tile_supported()):
+        return 16 if is_low else 32
+    return 16 if is_low and not torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
 
 
 # oneDNN keeps a compiled product for every number of rows it meets, hundreds of kilobytes each: prompts of all lengths
@@ -162,18 +164,19 @@ def prepared(model: Transformer, precision: Precision, consume: bool = False) ->
         if consume and module.weight is not twin.embedding.weight:
             give_up([module.weight])
     if bits:
-        _put(twin, "embedding", PackedEmbedding(quantised_table(model, cast(PackedLinear, twin.head).packed)))
+        table = table_of(model, cast(PackedLinear, twin.head).packed, bits, consume)
+        _put(twin, "embedding", PackedEmbedding(cast(PanelMatrix, table)))
     if consume:
         needed = {id(parameter) for parameter in twin.parameters()}
         give_up(parameter for parameter in model.parameters() if id(parameter) not in needed)
     return twin.eval()
 
 
-def quantised_table(model: Transformer, head: Matrix) -> PanelMatrix:
-    """The embedding in 8 bits: the head's own where they are tied."""
-    if model.head.weight is model.embedding.weight and isinstance(head, PanelMatrix):
+def table_of(model: Transformer, head: Matrix, bits: Bits | None, consume: bool) -> Matrix:
+    """The embedding, quantised or as it is; the head's panels where they are tied and nothing else need be kept."""
+    if model.head.weight is model.embedding.weight and isinstance(head, PanelMatrix) and (bits or consume):
         return head
-    return PanelMatrix(model.embedding.weight, TABLE_BITS)
+    return PanelMatrix(model.embedding.weight, TABLE_BITS) if bits else model.embedding.weight.detach()
 
 
 def _pack_experts(module: MixtureOfExperts, dtype: torch.dtype, bits: Bits | None) -> None:

@@ -22,7 +22,7 @@ from noria.model.rope import rotary_angles
 __all__ = ["Block", "Transformer", "document_mask", "document_positions"]
 
 # What attention gets besides the states: cosine and sine, and the mask.
-Surroundings = tuple[tuple[Tensor, Tensor], Tensor | None]
+Surroundings = tuple[tuple[Tensor, Tensor], Mask | None]
 
 
 class Transformer(nn.Module):

@@ -99,7 +99,7 @@ def chunk_targets(vocabulary: int) -> int:
 
 
 class _ChunkedSums(torch.autograd.Function):
-    """The gradient is made in the forward pass and kept, (N, D) and (V, D); `backward` only scales it."""
+    """The gradient is made in the forward pass and kept, (N, D) and (V, D); `backward`, once, gives it away."""
 
     @staticmethod
     def forward(
@@ -122,7 +122,7 @@ class _ChunkedSums(torch.autograd.Function):
         total = torch.zeros((), device=hidden_ND.device)
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_gradient else None
         wants_head = wants_gradient and ctx.needs_input_grad[1]  # a frozen head (LoRA) saves the third product
-        grad_head_VD = torch.zeros_like(head_VD) if wants_head else None
+        grad_head_VD = torch.empty_like(head_VD) if wants_head else None
         # Written again for each chunk: memory that is new to the process is slow to touch.
         room_CV = hidden_ND.new_empty(min(chunk, len(hidden_ND)), len(head))
         product_VD = torch.empty_like(head) if wants_head else None
@@ -145,15 +145,19 @@ class _ChunkedSums(torch.autograd.Function):
                 grad_hidden_ND[part] = slope_CV @ head
                 if grad_head_VD is not None and product_VD is not None:
                     torch.mm(slope_CV.T, hidden_CD, out=product_VD)
-                    grad_head_VD.add_(product_VD)
+                    if start == 0:
+                        grad_head_VD.copy_(product_VD)
+                    else:
+                        grad_head_VD.add_(product_VD)
         ctx.gradients = grad_hidden_ND, grad_head_VD
         return total
 
     @staticmethod
     def backward(ctx, slope):
-        grad_hidden_ND, grad_head_VD = ctx.gradients
-        grad_head_VD = None if grad_head_VD is None else grad_head_VD.mul_(slope)
-        return grad_hidden_ND.mul_(slope), grad_head_VD, *(None,) * 11
+        given, ctx.gradients = ctx.gradients, None  # nobody else holds them, so that what comes is added in place
+        if slope != 1.0:
+            given = [None if gradient is None else gradient.mul_(slope) for gradient in given]
+        return *given, *(None,) * 11
 
 
 class _ChunkedLogprobs(torch.autograd.Function):

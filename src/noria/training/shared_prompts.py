@@ -94,9 +94,12 @@ def lay_together(tokens_BT: Tensor, chosen_BT: Tensor) -> Layout:
         tokens_GS.append(tokens + padding)
         positions_GS.append(positions + padding)
     device = tokens_BT.device
-    numbers = (torch.tensor(part, device=device) for part in (tokens_GS, positions_GS, place_N))
-    mask = SharedPrompts.of_spans(prompt_spans, reply_spans, row_of, len(groups) * width, device)
-    return Layout(*numbers, mask)
+    return Layout(
+        torch.tensor(tokens_GS, device=device),
+        torch.tensor(positions_GS, device=device),
+        torch.tensor(place_N, device=device),
+        SharedPrompts.of_spans(prompt_spans, reply_spans, row_of, len(groups) * width, device),
+    )
 
 
 def _is_plain(config: ModelConfig) -> bool:

@@ -13,15 +13,15 @@ constexpr int PANEL = 32, HALF = 16, GROUP = 32;
 constexpr int64_t TOGETHER = 96;  // rows that share a widened chunk; their sums take 12 kB
 constexpr int64_t NEAR = 192;     // rows of x that stay in the second cache while all panels pass
 
-// Numbers in a register, and rows whose sums fit the registers of the processor at once.
+// Numbers in a register; the sums of ROWS rows and PANE registers of outputs fit the processor's registers at once.
 #if defined(__AVX512F__)
 constexpr int WIDTH = 16, ROWS = 12;
 #elif defined(__AVX__)
-constexpr int WIDTH = 8, ROWS = 3;
+constexpr int WIDTH = 8, ROWS = 6;
 #else
-constexpr int WIDTH = 4, ROWS = 3;
+constexpr int WIDTH = 4, ROWS = 6;
 #endif
-constexpr int PARTS = PANEL / WIDTH;
+constexpr int PARTS = PANEL / WIDTH, PANE = 2;
 
 typedef float reals __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t words __attribute__((vector_size(4 * WIDTH)));
@@ -148,19 +148,23 @@ template <int R, class W, class S>
 void add_rows(const typename S::held* weight, const typename S::input* x, int64_t stride, int64_t count,
               const float* scale, reals* sums) {
     const int64_t together = W::grouped ? GROUP : count;
-    for (int64_t i = 0; i < count; i += together, scale += W::grouped ? PANEL : 0) {
-        reals sum[R][PARTS] = {};
-        for (int m = 0; m < R && !W::grouped; m++)
-            for (int part = 0; part < PARTS; part++) sum[m][part] = sums[PARTS * m + part];
-        for (int64_t k = 0; k < together; k += S::inputs, weight += PARTS) {
-            for (int part = 0; part < PARTS; part++)  // the next chunk, of use where `weight` is no buffer
-                __builtin_prefetch(weight + PARTS * S::chunk / S::inputs + part);
-            for (int m = 0; m < R; m++)  // rows outside: all of x's numbers at once would not fit the registers
-                for (int part = 0; part < PARTS; part++) S::add(sum[m][part], weight[part], x + m * stride + i + k);
+    for (int first = 0; first < PARTS; first += PANE) {
+        const typename S::held* w = weight + first;
+        for (int64_t i = 0; i < count; i += together) {
+            reals sum[R][PANE] = {};
+            for (int m = 0; m < R && !W::grouped; m++)
+                for (int part = 0; part < PANE; part++) sum[m][part] = sums[PARTS * m + first + part];
+            for (int64_t k = i; k < i + together; k += S::inputs, w += PARTS) {
+                for (int part = 0; part < PANE; part++)  // the next chunk, of use where `weight` is no buffer
+                    __builtin_prefetch(w + PARTS * S::chunk / S::inputs + part);
+                for (int m = 0; m < R; m++)  // rows outside: all of x's numbers at once would not fit the registers
+                    for (int part = 0; part < PANE; part++) S::add(sum[m][part], w[part], x + m * stride + k);
+            }
+            const float* scales = scale + (W::grouped ? i / GROUP * PANEL : 0) + first * WIDTH;
+            for (int m = 0; m < R; m++)
+                for (int part = 0; part < PANE; part++)
+                    close_group<W>(sums[PARTS * m + first + part], sum[m][part], scales + part * WIDTH);
         }
-        for (int m = 0; m < R; m++)
-            for (int part = 0; part < PARTS; part++)
-                close_group<W>(sums[PARTS * m + part], sum[m][part], scale + part * WIDTH);
     }
 }
 
