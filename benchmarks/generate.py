@@ -13,7 +13,8 @@ transformers is tried in bf16 and fp32, with a dynamic cache and with a static o
 turn that warms up (compiles). The fastest of each precision goes on to the paired rounds.
 
 Limits, measured in the same rounds: at batch 1 the bytes of weights that a token reads, over a plain read of memory; at
-larger batches two operations a weight and token, over the best large bf16 product. --quick: 16 new ids, fewer rounds.
+larger batches two operations a weight and token, over a large bf16 product, plain or packed. --quick: 16 new ids, fewer
+rounds.
 """
 
 from __future__ import annotations

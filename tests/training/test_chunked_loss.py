@@ -139,3 +139,30 @@ def test_a_large_vocabulary_is_chunked_by_default(monkeypatch):
     batch = full_batch()
     loss, _ = loss_of(Transformer(config), batch, OBJECTIVE, weighted_tokens(batch))
     assert torch.isfinite(loss)
+
+
+def sums_of(targets: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the loss, the head) of so many targets, each of weight 1."""
+    g = torch.Generator().manual_seed(0)
+    head_VD = torch.randn(32, 16, generator=g).requires_grad_()
+    terms = lambda part, chosen: {"ce": -chosen.logprob_N.sum()}  # noqa: E731
+    hidden_ND, target_N = torch.randn(targets, 16, generator=g), torch.arange(targets)
+    return chunked_sums(hidden_ND, head_VD, target_N, None, terms, {"ce": 1.0}, chunk=3)[0], head_VD
+
+
+def test_a_slope_is_passed_on_and_no_target_gives_no_gradient():
+    (loss, head_VD), (again, same_head_VD) = sums_of(5), sums_of(5)
+    loss.backward()
+    (again * -2.0).backward()
+    torch.testing.assert_close(same_head_VD.grad, -2.0 * head_VD.grad)
+    assert head_VD.grad.abs().max() > 0
+    loss, head_VD = sums_of(0)
+    loss.backward()
+    assert head_VD.grad is not None and not head_VD.grad.any()
+
+
+def test_a_second_backward_pass_says_that_the_gradient_is_gone():
+    loss, _ = sums_of(2)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute it again"):
+        loss.backward()

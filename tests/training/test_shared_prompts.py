@@ -9,6 +9,7 @@ import torch
 
 from noria.model import Transformer
 from noria.training import Objective, TokenBatch, shared_prompts
+from noria.training.compute import computing
 from noria.training.critic import attach_critic, target_values
 from noria.training.shared_prompts import lay_together, shared_states
 from noria.training.step import measure_gradient, target_logprobs
@@ -107,6 +108,43 @@ def test_a_critic_predicts_what_it_does_on_separate_rows(own_trunk, separate):
     torch.nn.init.normal_(attach_critic(model, own_trunk=own_trunk).head.weight)
     arguments = (target_values, model, batch, batch.w_rl != 0)
     torch.testing.assert_close(arguments[0](*arguments[1:]), separate(*arguments), atol=1e-5, rtol=1e-5)
+
+
+def wide() -> Transformer:
+    """Two query heads share a key head, as in the models that are imported."""
+    return Transformer(TINY.model_copy(update={"width": 64, "heads": 4, "kv_heads": 2, "context": 1024}))
+
+
+def long_batch(prompt: int, reply: int) -> TokenBatch:
+    """Two prompts of one length, four replies to each."""
+    g = torch.Generator().manual_seed(1)
+    prompts = torch.randint(1, 20, (2, prompt), generator=g).repeat_interleave(4, 0)
+    tokens_BT = torch.cat([prompts, torch.randint(1, 20, (8, reply), generator=g)], 1)
+    w_rl = torch.zeros(8, prompt + reply - 1)
+    w_rl[:, prompt - 1 :] = 1.0
+    advantage = torch.randn(w_rl.shape, generator=g)
+    return TokenBatch(
+        tokens_BT, torch.zeros_like(w_rl), w_rl=w_rl, behaviour_logprob=torch.full_like(w_rl, -3.0), advantage=advantage
+    )
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("prompt", "reply"), [(24, 10), (24, 1), (170, 40)])
+def test_a_pass_in_bf16_is_as_near_to_fp32_as_separate_rows_are(prompt, reply, recompute, separate):
+    """By plain products where rows are short, by PyTorch's kernel and numbers added to scores where they are not."""
+    model = wide()
+    batch = long_batch(prompt, reply)
+    _, exact = separate(gradient_of, model, batch)
+    with computing(model, "bfloat16", compiled=False, recompute_activations=recompute):
+        _, together = gradient_of(model, batch)
+        _, alone = separate(gradient_of, model, batch)
+    assert (together - exact).norm() < 1.5 * (alone - exact).norm() < 0.1 * exact.norm()
+
+
+def test_long_replies_to_short_prompts_are_left_as_they_are():
+    batch = long_batch(4, 1000)
+    chosen_BT = batch.w_rl != 0
+    assert shared_states(wide(), batch.tokens_BT[:, :-1], chosen_BT) is None
 
 
 def test_rows_without_a_target_cost_nothing_and_change_nothing(separate):

@@ -25,14 +25,16 @@ class PanelMatrix:
     def __init__(self, weight_OI: Tensor, bits: Bits) -> None:
         self.bits, (self.outputs, self.inputs) = bits, weight_OI.shape
         # Zeros beside the matrix change no scale and add nothing to a product.
-        padded = F.pad(weight_OI.detach(), (0, -self.inputs % GROUP, 0, -self.outputs % PANEL))
+        padded = weight_OI.detach().to(torch.bfloat16 if bits == 16 else torch.float32)
+        if self.inputs % GROUP or self.outputs % PANEL:
+            padded = F.pad(padded, (0, -self.inputs % GROUP, 0, -self.outputs % PANEL))
         panels = len(padded) // PANEL
         if bits == 32:
-            self.values = padded.float().view(panels, PANEL, -1).mT.contiguous()  # (P, I, 32)
+            self.values = padded.reshape(panels, PANEL, -1).mT.contiguous()  # (P, I, 32)
             self.scale = padded.new_empty(panels, 0, PANEL)
             return
         if bits == 16:
-            values, scale = padded.to(torch.bfloat16).contiguous().view(torch.int32), padded.new_empty(len(padded), 0)
+            values, scale = padded.contiguous().view(torch.int32), torch.empty(len(padded), 0)
         else:
             values, scale = quantise_rows(padded) if bits == 8 else quantise_groups(padded)
         pairs = padded.shape[1] // 2

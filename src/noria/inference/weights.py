@@ -1,10 +1,11 @@
 """The engine's own copy of a model's matrices, laid out for multiplying.
 
-Our own kernel multiplies (`native/panels.h`): of one row it makes twice what oneDNN's packed product does, which on a
-processor where PyTorch's fp32 product goes to MKL's generic path (AMD) is itself 2.5 times faster than that; of 64 rows
-as much or, in fp32, a tenth less. oneDNN's is used where no kernel could be compiled, without AVX2, and in bf16 where
-the processor has AMX tiles. Both give a row the same bits whatever rows stand beside it, which plain products do not;
-one row alone is an exception of oneDNN's, so it is computed as two.
+Our own kernel multiplies (`native/panels.h`). Beside the packed products of oneDNN it is twice as fast for one row and
+as fast for 64, a tenth slower there in fp32 (docs/results.md); it takes any number of rows as it is, where oneDNN
+compiles a product for each, and it multiplies where oneDNN can't: quantised weights, and bf16 on x86 without AVX-512.
+oneDNN's are used where no kernel could be compiled, without AVX2, and in bf16 with AMX tiles: PyTorch's plain products
+go to MKL's generic path on AMD. Both give a row the same bits whatever rows stand beside it, which plain products do
+not; one row alone is an exception of oneDNN's, so it is computed as two.
 
 M tokens of any shape, I inputs, O outputs, E experts.
 """
@@ -60,7 +61,8 @@ class PackedLinear(nn.Module):
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         self.packed = pack(layer.weight, dtype, bits)
         if keep_weight:
-            kept = self.packed.restored() if isinstance(self.packed, PanelMatrix) else layer.weight
+            is_changed = isinstance(self.packed, PanelMatrix) and self.packed.bits < 16
+            kept = cast(PanelMatrix, self.packed).restored() if is_changed else layer.weight
             self.weight = kept.detach().to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,9 +165,9 @@ def prepared(model: Transformer, precision: Precision, consume: bool = False) ->
         _put(twin, path, packed)
         if consume and module.weight is not twin.embedding.weight:
             give_up([module.weight])
-    if bits:
-        table = table_of(model, cast(PackedLinear, twin.head).packed, bits, consume)
-        _put(twin, "embedding", PackedEmbedding(cast(PanelMatrix, table)))
+    table = table_of(model, cast(PackedLinear, twin.head).packed, bits, consume)
+    if isinstance(table, PanelMatrix):
+        _put(twin, "embedding", PackedEmbedding(table))
     if consume:
         needed = {id(parameter) for parameter in twin.parameters()}
         give_up(parameter for parameter in model.parameters() if id(parameter) not in needed)

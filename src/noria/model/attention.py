@@ -52,7 +52,8 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask | None, cache: LayerCache | None
     ) -> Tensor:
-        """`mask` is True where a query may look, (B or 1, 1, T, S); None means plain causal attention over the row."""
+        """`mask` is True where a query may look, (B or 1, 1, T, S), or says it by part (`masks.SharedPrompts`); None
+        means plain causal attention over the row."""
         rows, length, _ = x_BTD.shape
         query = self.query(x_BTD).view(rows, length, self.heads, self.head_width).transpose(1, 2)
         key = self.key(x_BTD).view(rows, length, self.kv_heads, self.head_width).transpose(1, 2)
@@ -81,7 +82,7 @@ def attend(
     soft_cap: float | None = None,
     bias_BHTS: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale q.k + bias) v (B, H, T, d) over what `mask` allows (None: causal).
+    """softmax(scale q.k + bias) v (B, H, T, d) over what `mask` allows (None: causal; numbers are added to scores).
 
     Under a cap, scores pass c tanh(s/c) first.
     """
@@ -137,14 +138,18 @@ def _attend_by_part(
     scale: float | None,
     soft_cap: float | None,
 ) -> Tensor:
-    """Prompts over themselves, replies over their prompt and themselves: nothing is computed to be hidden by a mask.
-    G rows, K key/value heads."""
+    """Prompts over themselves, replies over their prompt and themselves: no reply computes anything for another one.
+
+    G rows, K key/value heads. A reply has fewer queries than keys, so `blocked_attention` never takes it.
+    """
     key_prompts, value_prompts = mask.prompts(key_GKTd), mask.prompts(value_GKTd)
     key_both = mask.after_prompts(key_prompts, mask.replies(key_GKTd))
     value_both = mask.after_prompts(value_prompts, mask.replies(value_GKTd))
     prompts = attend(mask.prompts(query_GHTd), key_prompts, value_prompts, None, scale, soft_cap)
-    replies = attend(mask.replies(query_GHTd), key_both, value_both, mask.seen_E1RS, scale, soft_cap)
-    return mask.joined(prompts, replies)
+    query = mask.replies(query_GHTd)
+    is_boolean = soft_cap is not None or _is_short(query, key_both)
+    seen = mask.seen_E1RS if is_boolean else mask.added_E1RS
+    return mask.joined(prompts, attend(query, key_both, value_both, seen, scale, soft_cap))
 
 
 # On a CPU PyTorch's own kernel with its backward pass took 6.5 times as long as plain products at 67 tokens in bf16,

@@ -1,12 +1,14 @@
 """Which earlier tokens a token may look at: causality, documents packed in a row, sliding windows, shared prompts.
 
-B batch, T new tokens, S tokens that can be seen.
+B batch, T new tokens, S tokens that can be seen, H heads, d a head's width. Of shared prompts: G rows, E replies in
+all, P tokens of the longest prompt, R of the longest reply.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,9 +46,9 @@ def windowed(mask: Tensor | None, index_BT: Tensor, window: int) -> Tensor | Non
 class SharedPrompts:
     """G rows of T tokens, each a prompt and after it replies, which see the prompt and themselves.
 
-    E replies in all, P tokens of the longest prompt, R of the longest reply. `prompt_GP` and `reply_ER` say where in
-    the G T tokens theirs are (beyond a part's end, anywhere), `row_E` whose prompt a reply has, `seen_E1RS` what its
-    tokens see of the P + R, and `place_N` where in the G P + E R each of the G T tokens is.
+    `prompt_GP` and `reply_ER` say where in the G T tokens theirs are (beyond a part's end, anywhere), `row_E` whose
+    prompt a reply has, `seen_E1RS` what its tokens see of the P + R, and `place_N` where in the G P + E R each of the
+    G T tokens is.
     """
 
     prompt_GP: Tensor
@@ -78,6 +80,16 @@ class SharedPrompts:
                 first += index.shape[1]
         return cls(*(part.to(device) for part in (prompt_GP, reply_ER, row_E, seen_ERS[:, None], place_N)))
 
+    @property
+    def pairs(self) -> int:
+        """Of tokens, that attention computes by part: half of the prompts' squares, all that `seen_E1RS` holds."""
+        return self.prompt_GP.numel() * self.prompt_GP.shape[1] // 2 + self.seen_E1RS.numel()
+
+    @cached_property
+    def added_E1RS(self) -> Tensor:
+        """`seen_E1RS` as what is added to scores, made once: of a Boolean one a pass keeps a copy like this a layer."""
+        return torch.zeros(self.seen_E1RS.shape, device=self.seen_E1RS.device).masked_fill(~self.seen_E1RS, -torch.inf)
+
     def prompts(self, states_GHTd: Tensor) -> Tensor:
         """(G, H, P, d)"""
         return _picked(states_GHTd, self.prompt_GP)
@@ -92,9 +104,9 @@ class SharedPrompts:
 
     def joined(self, prompts_GHPd: Tensor, replies_EHRd: Tensor) -> Tensor:
         """(G, H, T, d): `prompts` and `replies` undone."""
-        parts_ND = torch.cat([_by_token(prompts_GHPd), _by_token(replies_EHRd)])
+        by_token = torch.cat([_by_token(prompts_GHPd), _by_token(replies_EHRd)])
         rows, heads, _, width = prompts_GHPd.shape
-        return parts_ND.index_select(0, self.place_N).view(rows, -1, heads, width).transpose(1, 2)
+        return by_token.index_select(0, self.place_N).view(rows, -1, heads, width).transpose(1, 2)
 
 
 Mask = Tensor | SharedPrompts

@@ -73,6 +73,7 @@ class Transformer(nn.Module):
 
         `segment_BT` numbers the documents packed in a row: attention stays inside each, and positions restart with it.
         With a `cache`, `mask` (B, 1, T, S) says what each new token sees, and its position is its place in the cache.
+        Without one it may be `masks.SharedPrompts`, where the model has no windows and forgets nothing.
         """
         index_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
         if segment_BT is not None:

@@ -122,7 +122,8 @@ class _ChunkedSums(torch.autograd.Function):
         total = torch.zeros((), device=hidden_ND.device)
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_gradient else None
         wants_head = wants_gradient and ctx.needs_input_grad[1]  # a frozen head (LoRA) saves the third product
-        grad_head_VD = torch.empty_like(head_VD) if wants_head else None
+        new = torch.empty_like if len(hidden_ND) else torch.zeros_like  # the first chunk fills it
+        grad_head_VD = new(head_VD) if wants_head else None
         # Written again for each chunk: memory that is new to the process is slow to touch.
         room_CV = hidden_ND.new_empty(min(chunk, len(hidden_ND)), len(head))
         product_VD = torch.empty_like(head) if wants_head else None
@@ -155,6 +156,8 @@ class _ChunkedSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope):
         given, ctx.gradients = ctx.gradients, None  # nobody else holds them, so that what comes is added in place
+        if given is None:
+            raise RuntimeError("this loss gave its gradient away in an earlier backward pass: compute it again")
         if slope != 1.0:
             given = [None if gradient is None else gradient.mul_(slope) for gradient in given]
         return *given, *(None,) * 11

@@ -51,7 +51,8 @@ def shared_states(model: Transformer, tokens_BT: Tensor, chosen_BT: Tensor) -> T
     if not _is_plain(model.config) or bool(chosen_BT[:, 0].any()):  # then some row has no prompt
         return None
     layout = lay_together(tokens_BT, chosen_BT)
-    if layout.tokens_GS.numel() >= tokens_BT.numel():
+    width, (rows, length) = model.config.width, tokens_BT.shape
+    if _cost(layout.tokens_GS.numel(), layout.mask.pairs, width) >= _cost(rows * length, rows * length**2 // 2, width):
         return None
     hidden_GSD = model.hidden(layout.tokens_GS, layout.positions_GS, mask=layout.mask)
     return hidden_GSD.flatten(0, 1)[layout.place_N]
@@ -108,3 +109,8 @@ def _is_plain(config: ModelConfig) -> bool:
     Windows and forgetting count the tokens between, and the loads of experts count every token.
     """
     return config.local is None and not config.forget_gate and config.moe is None
+
+
+def _cost(tokens: int, pairs: int, width: int) -> int:
+    """Of a block, up to a factor: 24 D^2 operations a token in its matrices, 4 D a pair that attention computes."""
+    return 6 * width * tokens + pairs

@@ -102,7 +102,7 @@ class NativeKernels:
         )
 
     def multiply(self, x_MI: Tensor, values: Tensor, scale: Tensor, outputs: int, bits: int) -> Tensor:
-        """x W^T (M, O), summed in fp32, of W in 16, 8 or 4 bits, laid out as `panel_matrix.py` does."""
+        """x W^T (M, O), summed in fp32, of W in 32, 16, 8 or 4 bits, laid out as `panel_matrix.py` does."""
         out_MO = torch.empty(x_MI.shape[0], outputs, dtype=x_MI.dtype)
         self._calls["multiply", x_MI.dtype](*map(_address, (x_MI, values, scale, out_MO)), *x_MI.shape, outputs, bits)
         return out_MO

@@ -1,9 +1,9 @@
-// Products with weights kept in 32, 16, 8 or 4 bits. A few of them at a time are widened, exactly, into a buffer that stays
-// in the nearest cache, and multiplied with all rows at hand: one row costs little more than reading the weights, and
-// many rows little more than the products. Where weights have the form of the products they need neither.
+// Products with weights kept in 32, 16, 8 or 4 bits. A few of them at a time are widened, exactly, into a buffer that
+// stays in the nearest cache, and multiplied with all rows at hand: one row costs little more than reading the weights,
+// and many rows little more than the products. Weights that lie as products take them are multiplied where they are.
 //
 // M rows, I inputs (a multiple of 32), O outputs. Weights lie panel by panel of 32 outputs (`panel_matrix.py`): in 32
-// bits (fp32) those of an input, then those of the next; else, of each pair of inputs, 16 outputs and then the other 16.
+// bits (fp32) those of an input, then those of the next; else of each pair of inputs 16 outputs and then the other 16.
 // In 16 bits (bf16) these are 16 words, the first input's number in the low half; in 8 bits 16 integers of the first
 // input and 16 of the second; in 4 bits 16 bytes, the first input's number (+8) in the low half. A scale stands for an
 // output (8 bits) or for 32 inputs of one (4 bits).
@@ -11,7 +11,7 @@
 
 constexpr int PANEL = 32, HALF = 16, GROUP = 32;
 constexpr int64_t TOGETHER = 96;  // rows that share a widened chunk; their sums take 12 kB
-constexpr int64_t NEAR = 192;     // rows of x that stay in the second cache while all panels pass
+constexpr int64_t NEAR = 2 * TOGETHER;  // rows that all panels pass before the next ones: 0.4 MB of fp32 at I = 576
 
 // Numbers in a register; the sums of ROWS rows and PANE registers of outputs fit the processor's registers at once.
 #if defined(__AVX512F__)
@@ -136,6 +136,9 @@ struct Paired {  // bf16, which holds all these numbers exactly: two inputs a st
 };
 #endif
 
+template <class W, class S>
+constexpr bool lies_ready = std::is_same_v<typename W::number, typename S::as_kept>;
+
 // What a group of inputs adds where each has a scale; elsewhere one sum runs over all inputs.
 template <class W>
 void close_group(reals& total, reals sum, const float* scale) {
@@ -155,7 +158,7 @@ void add_rows(const typename S::held* weight, const typename S::input* x, int64_
             for (int m = 0; m < R && !W::grouped; m++)
                 for (int part = 0; part < PANE; part++) sum[m][part] = sums[PARTS * m + first + part];
             for (int64_t k = i; k < i + together; k += S::inputs, w += PARTS) {
-                for (int part = 0; part < PANE; part++)  // the next chunk, of use where `weight` is no buffer
+                for (int part = 0; part < PANE && lies_ready<W, S>; part++)  // the next chunk
                     __builtin_prefetch(w + PARTS * S::chunk / S::inputs + part);
                 for (int m = 0; m < R; m++)  // rows outside: all of x's numbers at once would not fit the registers
                     for (int part = 0; part < PANE; part++) S::add(sum[m][part], w[part], x + m * stride + k);
@@ -212,7 +215,7 @@ void panel_of(const typename W::number* weight, const float* scale, const typena
     for (int64_t i = 0; i < I && rows > 1; i += S::chunk) {
         const int64_t count = std::min<int64_t>(S::chunk, I - i);
         const typename S::held* ready = wide;
-        if constexpr (std::is_same_v<typename W::number, typename S::as_kept>) {
+        if constexpr (lies_ready<W, S>) {
             ready = (const typename S::held*)weight;
             weight += count / 2 * W::pair_size;
         } else {
