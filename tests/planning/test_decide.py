@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -123,6 +124,21 @@ def test_with_a_longest_horizon_all_sizes_are_compared_at_equal_tokens_as_far_as
     # Where the budget buys every horizon, less than it is spent, and the plan says so.
     low = plan_ladder(models, 4e10, shares, 3, 0.4, fixed_batch_tokens=256, most_tokens=10_000)
     assert {steps[-1] for steps in low.horizons} == {10_000 // 256} and low.flops < 0.6 * 4e10
+
+
+@pytest.mark.parametrize("most_tokens", [math.inf, 50_000])
+def test_repeats_share_the_budget_and_the_sweep_is_made_once(most_tokens: float):
+    models, shares = [FAMILY.at(width) for width in (32, 64)], (0.25, 0.5, 1.0)
+    once = plan_ladder(models, 8e10, shares, 1, 0.4, 256, most_tokens)
+    assert plan_ladder(models, 24e10, shares, 1, 0.4, 256, most_tokens, repeats=3).horizons == once.horizons
+    swept, thrice = (plan_ladder(models, 24e10, shares, 3, 0.4, 256, most_tokens, repeats=n) for n in (1, 3))
+    costs = [
+        256 * (0.6 * steps[-1] + 0.4 * sum(steps)) * model.flops_per_token()
+        for model, steps in zip(thrice.models, thrice.horizons, strict=True)
+    ]
+    sweep = 3 * thrice.sweep_steps * 256 * models[0].flops_per_token()
+    assert thrice.flops == pytest.approx(3 * sum(costs) + sweep, rel=0.03) and thrice.flops <= 24e10
+    assert sum(map(len, swept.horizons)) >= sum(map(len, thrice.horizons))
 
 
 def test_a_budget_that_brings_not_every_size_to_the_shortest_horizon_says_how_much_it_needs():

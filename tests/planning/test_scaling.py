@@ -80,12 +80,15 @@ def test_where_only_the_largest_size_stopped_early_the_prediction_is_rehearsed_o
     raised = [Point(p.parameters, p.tokens, p.loss * 1.03) if p == exact[7] else p for p in exact]
     assert heldout_error(raised).error == pytest.approx(0.03 / 1.03, abs=1e-3)
     assert heldout_error([*exact[:9], Point(1e6, 4e5, 9.9)]) == rehearsed
+    # Of a size trained twice, the mean is what is predicted.
+    assert heldout_error([*exact, *raised]).error == pytest.approx(0.015, abs=1e-3)
 
 
 @pytest.mark.parametrize(
     ("points", "message"),
     [
         (ladder()[:4], "at least 6 points"),
+        (ladder()[:4] * 3, "at least 6 points.*got 4"),
         ([Point(1e5, d, 5.0) for d in range(1, 9)], "two model sizes"),
         ([*ladder()[:-1], Point(9e5, 2e6, math.nan)], "positive and finite"),
     ],

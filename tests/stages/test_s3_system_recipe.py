@@ -88,6 +88,23 @@ def test_the_budget_does_not_touch_the_ladder_and_its_own_fields_do(inputs: tupl
     ladder, plan = keys()
     assert keys(flops=3e10)[0] == ladder and keys(flops=3e10)[1] != plan
     assert keys(rate_sweep=(0.03,))[0] != ladder
+    assert keys(ladder_repeats=2)[0] != ladder
+
+
+@pytest.mark.slow
+def test_each_repeat_of_a_ladder_has_a_seed_of_its_own_and_the_first_is_the_ladder_without_repeats(
+    inputs: tuple[Store, Artifact, Artifact],
+):
+    store, shards, tokenizer = inputs
+
+    def points(**changes: Any) -> list[dict[str, Any]]:
+        ladder = s3.ladder(s3.Config(**{**SMALL, "rate_sweep": (0.03,), **changes}), shards, tokenizer)
+        return json.loads((Executor(store).run([ladder])["ladder"].content / "ladder.json").read_text())["points"]
+
+    once, twice = points(), points(ladder_repeats=2, ladder_flops=2 * SMALL["ladder_flops"])
+    assert twice[:6] == once
+    assert [point["repeat"] for point in twice] == [0] * 6 + [1] * 6
+    assert all(a["tokens"] == b["tokens"] and a["loss"] != b["loss"] for a, b in zip(once, twice[6:], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,9 @@ def plan_ladder(
     decay_share: float,
     fixed_batch_tokens: int | None = None,
     most_tokens: float = math.inf,
+    repeats: int = 1,
 ) -> LadderPlan:
-    """Horizons of every size that together cost at most `flops`, the sweep included.
+    """Horizons of every size that together cost at most `flops`, with all `repeats` of them and the sweep included.
 
     Without `most_tokens` each size gets the same FLOPs and its horizons are shares of what they buy; with it the
     longest horizon is `most_tokens`. A size costs its longest stable part and a decay for each horizon; a rate of
@@ -46,13 +47,13 @@ def plan_ladder(
     shares = [share / max(shares) for share in sorted(shares)]
     rates = rates if rates > 1 else 0
     if math.isinf(most_tokens):
-        tokens = _equal_flops(models, flops, shares, rates, decay_share)
+        tokens = _equal_flops(models, flops, shares, rates, decay_share, repeats)
     else:
-        tokens = _equal_tokens(models, flops, [share * most_tokens for share in shares], rates, decay_share)
+        tokens = _equal_tokens(models, flops, [share * most_tokens for share in shares], rates, decay_share, repeats)
     batch = fixed_batch_tokens or batch_tokens(tokens[-1][-1], models[-1].context, LADDER_STEPS)
     horizons = tuple(tuple(int(horizon / batch) for horizon in row) for row in tokens)
     _check(models, horizons, tokens, flops, batch, math.isinf(most_tokens))
-    spent = sum(_cost(model, row, decay_share) for model, row in zip(models, tokens, strict=True))
+    spent = repeats * sum(_cost(model, row, decay_share) for model, row in zip(models, tokens, strict=True))
     spent += rates * tokens[0][0] * models[0].flops_per_token()
     warmup_steps = max(1, math.ceil(horizons[-1][0] / 10))
     return LadderPlan(tuple(models), horizons, horizons[0][0], batch, warmup_steps, spent)
@@ -99,7 +100,7 @@ def _cost(model: ModelConfig, horizons: Sequence[float], decay_share: float) -> 
 
 
 def _equal_flops(
-    models: Sequence[ModelConfig], flops: float, shares: Sequence[float], rates: int, decay_share: float
+    models: Sequence[ModelConfig], flops: float, shares: Sequence[float], rates: int, decay_share: float, repeats: int
 ) -> list[list[float]]:
     """Small sizes see many tokens, large ones few.
 
@@ -108,12 +109,12 @@ def _equal_flops(
     (docs/stage3_system_recipe.md has the measurement).
     """
     per_longest = (1 - decay_share) + decay_share * sum(shares)
-    each = flops / (len(models) * per_longest + rates * shares[0])  # what one run to a longest horizon may cost
+    each = flops / (repeats * len(models) * per_longest + rates * shares[0])  # what one run to a longest horizon may cost
     return [[each / model.flops_per_token() * share for share in shares] for model in models]
 
 
 def _equal_tokens(
-    models: Sequence[ModelConfig], flops: float, horizons: Sequence[float], rates: int, decay_share: float
+    models: Sequence[ModelConfig], flops: float, horizons: Sequence[float], rates: int, decay_share: float, repeats: int
 ) -> list[list[float]]:
     """The same horizons for all, so that sizes are compared at equal tokens; the largest stops where the budget does.
 
@@ -121,7 +122,11 @@ def _equal_tokens(
     look like another. Every size gets the shortest horizon; then small sizes come first: they carry the curve to its
     end, the largest says what size adds.
     """
-    first = [_cost(model, horizons[:1], decay_share) for model in models]
+
+    def cost(model: ModelConfig, count: int) -> float:
+        return repeats * _cost(model, horizons[:count], decay_share)
+
+    first = [cost(model, 1) for model in models]
     swept = rates * horizons[0] * models[0].flops_per_token()
     if swept + sum(first) > flops:
         raise BudgetError(
@@ -131,8 +136,8 @@ def _equal_tokens(
     bought, left = [], flops - swept
     for place, model in enumerate(models):
         free = left - sum(first[place + 1 :])
-        within = (n for n in range(len(horizons), 1, -1) if _cost(model, horizons[:n], decay_share) <= free)
+        within = (n for n in range(len(horizons), 1, -1) if cost(model, n) <= free)
         count = next(within, 1)
         bought.append(list(horizons[:count]))
-        left -= _cost(model, bought[-1], decay_share)
+        left -= cost(model, count)
     return bought

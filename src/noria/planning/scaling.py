@@ -144,7 +144,7 @@ def _rehearsal(points: Sequence[Point], longest: Mapping[float, float]) -> Heldo
         law = fit_law(seen)
     except ValueError:
         return None
-    loss = next(p.loss for p in points if p.parameters == stopped and p.tokens == furthest)
+    loss = float(np.mean([p.loss for p in points if p.parameters == stopped and p.tokens == furthest]))
     return HeldoutError(abs(law.loss(stopped, furthest) - loss) / loss, float(np.log(furthest / shown)))
 
 
@@ -183,8 +183,9 @@ def _columns(points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     n_P = np.array([point.parameters for point in points], dtype=float)
     d_P = np.array([point.tokens for point in points], dtype=float)
     loss_P = np.array([point.loss for point in points], dtype=float)
-    if len(points) < FEWEST_POINTS:
-        raise ValueError(f"a law of five numbers needs at least {FEWEST_POINTS} points; got {len(points)}")
+    different = len(set(zip(n_P, d_P, strict=True)))
+    if different < FEWEST_POINTS:
+        raise ValueError(f"a law of five numbers needs at least {FEWEST_POINTS} points; got {different}")
     for name, values in (("parameters", n_P), ("tokens", d_P), ("loss", loss_P)):
         if not (np.isfinite(values).all() and (values > 0).all()):
             raise ValueError(f"every {name} of the ladder must be positive and finite; got {values.tolist()}")

@@ -50,6 +50,12 @@ class LadderConfig(BaseModel):
         description="the longest horizon of the ladder; from the smallest size on, each takes the horizons that "
         "ladder_flops still buys. Without it every size gets the same FLOPs",
     )
+    ladder_repeats: int = Field(
+        default=1,
+        ge=1,
+        description="how often every size is trained, each time from a seed of its own: a share of ladder_flops each. "
+        "Losses of small runs differ between seeds, and the interval of the predicted loss with them",
+    )
 
     @model_validator(mode="after")
     def _check_ladder(self) -> Self:
@@ -129,7 +135,7 @@ def ladder(config: Config, shards: Step, tokenizer: Step, seed: int = 0, threads
         name="ladder",
         stage=STAGE,
         kind="ladder",
-        version=3,
+        version=4,
         config=_LadderIdentity(**shared, seed=seed),
         inputs={"shards": shards, "tokenizer": tokenizer},
         run=_run_ladder,
@@ -144,7 +150,7 @@ def plan(config: Config, ladder: Step, shards: Step, tokenizer: Step, seed: int 
         name="plan",
         stage=STAGE,
         kind="plan",
-        version=3,
+        version=4,
         config=identity,
         inputs={"ladder": ladder, "shards": shards, "tokenizer": tokenizer},
         run=_run_plan,
@@ -170,6 +176,7 @@ def _run_ladder(context: StepContext) -> Mapping[str, Any]:
         heldout_rows=config.heldout_rows,
         batch_tokens=None if config.ladder_batch_tokens == "auto" else config.ladder_batch_tokens,
         most_tokens=config.ladder_tokens,
+        repeats=config.ladder_repeats,
         seed=config.seed,
         threads=context.numerics.threads if context.numerics else 1,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -21,13 +22,14 @@ from noria.training.heldout import Heldout
 from noria.training.ladder import ladder_steps, train_horizons
 from noria.training.loop import LoopConfig
 from noria.training.pretraining import batch_at
+from noria.types import seed_of
 
 Report = Callable[..., None]
 
 
 @dataclass(frozen=True)
 class LadderSettings:
-    """What to train on, and which sizes, horizons (relative to the longest) and rates to try."""
+    """What to train on, and which sizes, horizons (relative to the longest) and rates to try, how many times over."""
 
     shards: Path
     tokenizer: Path
@@ -43,6 +45,7 @@ class LadderSettings:
     heldout_rows: int
     batch_tokens: int | None
     most_tokens: int | None
+    repeats: int
     seed: int
     threads: int
 
@@ -63,6 +66,7 @@ def run_ladder(settings: LadderSettings, progress: Path, report: Report) -> tupl
         settings.decay_share,
         settings.batch_tokens,
         settings.most_tokens or math.inf,
+        settings.repeats,
     )
     runs = _Runs(settings, plan, weights, tokenizer.bos, progress, report)
     smallest = plan.models[0]
@@ -71,13 +75,16 @@ def run_ladder(settings: LadderSettings, progress: Path, report: Report) -> tupl
     best = best_rate(sweep) if sweep else settings.rates[0]
     swept = MeasuredRate(best, plan.batch_tokens, smallest.width, plan.sweep_steps * plan.batch_tokens)
     points = []
-    for model, horizons in zip(plan.models, plan.horizons, strict=True):
+    for repeat, (model, horizons) in itertools.product(
+        range(settings.repeats), zip(plan.models, plan.horizons, strict=True)
+    ):
         # At equal tokens all sizes take the rate of the longest run, or it would differ with the size as well.
         longest = settings.most_tokens or max(horizons) * plan.batch_tokens
         rate = learning_rate(swept, plan.batch_tokens, model.width, longest)
-        for horizon, loss in zip(horizons, runs.losses(model, horizons, rate), strict=True):
+        for horizon, loss in zip(horizons, runs.losses(model, horizons, rate, repeat), strict=True):
             points.append(
                 {
+                    "repeat": repeat,
                     "width": model.width,
                     "layers": model.layers,
                     "parameters": model.parameters(),
@@ -120,7 +127,7 @@ def _family(settings: LadderSettings, vocab_size: int) -> ShapeFamily:
 
 
 class _Runs:
-    """Trains one size at one rate to some horizons, or remembers having done so."""
+    """Trains one size at one rate to some horizons, or remembers having done so. Each repeat has a seed of its own."""
 
     def __init__(
         self,
@@ -134,12 +141,15 @@ class _Runs:
         length = settings.sequence_length
         self.settings, self.plan, self.progress, self.report = settings, plan, progress, report
         self.heldout = Heldout.load(settings.shards, weights, length, settings.heldout_rows, bos)
-        self.stream = TokenStream(settings.shards, weights, length, plan.batch_tokens // length, settings.seed)
+        self.seeds = [settings.seed, *(seed_of(settings.seed, "ladder", n) for n in range(1, settings.repeats))]
+        self.streams = [
+            TokenStream(settings.shards, weights, length, plan.batch_tokens // length, seed) for seed in self.seeds
+        ]
         self.done, self.spent = 0.0, 0.0
 
-    def losses(self, model: ModelConfig, horizons: tuple[int, ...], rate: float) -> list[float]:
+    def losses(self, model: ModelConfig, horizons: tuple[int, ...], rate: float, repeat: int = 0) -> list[float]:
         flops = self._flops(model, horizons)
-        path = self.progress / f"{model.width}-{rate:g}-{'-'.join(map(str, horizons))}.json"
+        path = self.progress / f"{model.width}-{rate:g}-{'-'.join(map(str, horizons))}-{repeat}.json"
         if path.exists():
             self.done += flops
             return json.loads(path.read_text(encoding="utf-8"))
@@ -156,8 +166,8 @@ class _Runs:
             decay_share=self.settings.decay_share,
         )
         measured = train_horizons(
-            Transformer(model, seed=self.settings.seed),
-            lambda step: batch_at(self.stream, step),
+            Transformer(model, seed=self.seeds[repeat]),
+            lambda step: batch_at(self.streams[repeat], step),
             horizons,
             config,
             self._measure,
