@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from noria.planning import Law, Point, fit_law, fit_with_uncertainty, intervals, predict
-from noria.planning.scaling import heldout_error
+from noria.planning.scaling import heldout_error, run_noise
 
 LAW = Law(E=1.7, A=400.0, alpha=0.34, B=410.0, beta=0.28)
 # Equal FLOPs a size, three horizons each, as planning.ladder plans them.
@@ -82,6 +82,32 @@ def test_where_only_the_largest_size_stopped_early_the_prediction_is_rehearsed_o
     assert heldout_error([*exact[:9], Point(1e6, 4e5, 9.9)]) == rehearsed
     # Of a size trained twice, the mean is what is predicted.
     assert heldout_error([*exact, *raised]).error == pytest.approx(0.015, abs=1e-3)
+
+
+def test_the_noise_of_a_run_is_that_of_repeats_at_the_longest_horizon():
+    longest = max(p.tokens for p in ladder())
+    sizes = sorted({p.parameters for p in ladder()})
+
+    def repeats(early: float, late: float) -> list[Point]:
+        """Each point twice, apart by a share of its loss."""
+        apart = {p: late if p.tokens == longest else early for p in ladder()}
+        return [
+            Point(p.parameters, p.tokens, p.loss * math.exp(sign * by / 2))
+            for p, by in apart.items()
+            for sign in (-1, 1)
+        ]
+
+    assert run_noise(ladder()) == ()
+    noise = run_noise(repeats(early=0.04, late=0.01))
+    assert len(noise) == 2 * len([p for p in ladder() if p.tokens == longest])
+    assert sorted(map(abs, noise)) == pytest.approx([0.01 / math.sqrt(2)] * len(noise))
+    assert fit_with_uncertainty(repeats(0.04, 0.01), samples=5).noise == noise
+
+    def half_width(points: list[Point]) -> float:
+        mean, low, high = predict(fit_with_uncertainty(points, samples=40), sizes[-1], longest)
+        return (high - low) / 2 / mean
+
+    assert half_width(repeats(0.01, 0.01)) < half_width(repeats(0.01, 0.05))
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,9 @@ def _equal_flops(
     (docs/stage3_system_recipe.md has the measurement).
     """
     per_longest = (1 - decay_share) + decay_share * sum(shares)
-    each = flops / (repeats * len(models) * per_longest + rates * shares[0])  # what one run to a longest horizon may cost
+    each = flops / (
+        repeats * len(models) * per_longest + rates * shares[0]
+    )  # what one run to a longest horizon may cost
     return [[each / model.flops_per_token() * share for share in shares] for model in models]
 
 

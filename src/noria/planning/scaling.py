@@ -55,11 +55,11 @@ class Law:
 
 @dataclass(frozen=True)
 class Fit:
-    """A law, the laws refitted to resampled points (its uncertainty), and how far the points lie from it."""
+    """A law, the laws refitted to resampled points (its uncertainty), and how one run differs from another like it."""
 
     law: Law
     resampled: tuple[Law, ...]
-    residuals: tuple[float, ...]  # of log loss, centred and scaled up for the degrees of freedom that the fit used
+    noise: tuple[float, ...]  # of log loss: `run_noise`
     heldout: HeldoutError
     reach: tuple[float, float]  # the largest N and the largest D of the points
 
@@ -102,8 +102,26 @@ def fit_with_uncertainty(points: Sequence[Point], samples: int = 200, seed: int 
     for _ in range(samples):
         noisy_P = fitted_P * np.exp(rng.choice(residual_P, size=len(points)))
         resampled.append(_law(_polish(start, n_P, d_P, noisy_P)[1], n_P, d_P))
-    return Fit(
-        law, tuple(resampled), tuple(float(r) for r in residual_P), heldout_error(points), (n_P.max(), d_P.max())
+    noise = run_noise(points) or tuple(float(r) for r in residual_P)
+    return Fit(law, tuple(resampled), noise, heldout_error(points), (n_P.max(), d_P.max()))
+
+
+def run_noise(points: Sequence[Point]) -> tuple[float, ...]:
+    """By how much log losses of runs to the longest horizon differ from the mean of their repeats; () without repeats.
+
+    Scaled up for the degree of freedom that a mean takes. Shorter runs are left out: while skills are learnt, losses
+    differ more between seeds than they do in the end.
+    """
+    longest = max(point.tokens for point in points)
+    repeats: dict[float, list[float]] = {}
+    for point in points:
+        if point.tokens == longest:
+            repeats.setdefault(point.parameters, []).append(float(np.log(point.loss)))
+    return tuple(
+        (loss - float(np.mean(losses))) * float(np.sqrt(len(losses) / (len(losses) - 1)))
+        for losses in repeats.values()
+        if len(losses) > 1
+        for loss in losses
     )
 
 
@@ -151,15 +169,14 @@ def _rehearsal(points: Sequence[Point], longest: Mapping[float, float]) -> Heldo
 def predict(fit: Fit, parameters: float, tokens: float, level: float = 0.95) -> tuple[float, float, float]:
     """(loss, low, high) expected at N, D. The interval is that of a new run, not of the curve.
 
-    It holds the spread of the refitted laws, each with one residual added (a run has noise of its own), and is never
-    narrower than the error made on held-out points, taken to grow in proportion to the distance in log N + log D:
-    what bends away from the form bends further away further out.
+    It holds the spread of the refitted laws, each with the noise of one run added (`run_noise`; without repeats one of
+    the fit's residuals, centred and scaled up for the degrees of freedom that it used), and is never narrower than the
+    error made on held-out points, taken to grow in proportion to the distance in log N + log D: what bends away from the
+    form bends further away further out.
     """
     mean = fit.law.loss(parameters, tokens)
     laws = fit.resampled or (fit.law,)
-    draws = np.array(
-        [law.loss(parameters, tokens) * np.exp(residual) for law in laws for residual in (fit.residuals or (0.0,))]
-    )
+    draws = np.array([law.loss(parameters, tokens) * np.exp(noise) for law in laws for noise in (fit.noise or (0.0,))])
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     distance = max(0.0, np.log(parameters / fit.reach[0])) + max(0.0, np.log(tokens / fit.reach[1]))
     margin = min(0.5, fit.heldout.error * max(1.0, distance / fit.heldout.distance))
