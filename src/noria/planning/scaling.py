@@ -171,8 +171,8 @@ def predict(fit: Fit, parameters: float, tokens: float, level: float = 0.95) -> 
 
     It holds the spread of the refitted laws, each with the noise of one run added (`run_noise`; without repeats one of
     the fit's residuals, centred and scaled up for the degrees of freedom that it used), and is never narrower than the
-    error made on held-out points, taken to grow in proportion to the distance in log N + log D: what bends away from the
-    form bends further away further out.
+    error made on held-out points, taken to grow in proportion to the distance in log N + log D: what bends away from
+    the form bends further away further out.
     """
     mean = fit.law.loss(parameters, tokens)
     laws = fit.resampled or (fit.law,)
