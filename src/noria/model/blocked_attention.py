@@ -20,7 +20,7 @@ from torch import Tensor
 
 # A block has so many queries (fewer skip more of what causality hides, more make larger products), and as many rows as
 # keep its scores to about 1 MB.
-BLOCK_QUERIES = 256
+BLOCK_QUERIES = 128
 BLOCK_NUMBERS = 1 << 19
 
 
