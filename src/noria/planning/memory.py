@@ -29,23 +29,29 @@ class TrainingMemory:
 
 
 def training_bytes(
-    model: ModelConfig, rows: int, sequence_length: int | None = None, bytes_per_number: int = FP32
+    model: ModelConfig,
+    rows: int,
+    sequence_length: int | None = None,
+    bytes_per_number: int = FP32,
+    bytes_per_weight: int = FP32,
 ) -> TrainingMemory:
     """What one process holds for micro-batches of `rows` packed sequences, without checkpointing, compiling, sharding.
 
     Optimiser: Muon keeps one moment for each matrix of the layers, experts included, AdamW two for the embedding, the
-    head and the norms. The loss holds the logits and their log-probabilities, and under a cap
+    head and the norms. `bytes_per_weight` is of matrices, their gradients and moments (`LoopConfig.weight_precision`);
+    vectors keep 4. The loss holds the logits and their log-probabilities, and under a cap
     the tanh of the logits.
     """
     length = sequence_length or model.context
     tokens = rows * length
     parameters = model.parameters()
     tables = (1 if model.tied else 2) * model.vocab_size * model.width
-    by_muon = parameters - tables - accounting.vectors(model)
+    vectors = accounting.vectors(model)
+    matrices = parameters - vectors
     return TrainingMemory(
-        weights=parameters * FP32,
-        gradients=parameters * FP32,
-        optimiser=(by_muon + 2 * (parameters - by_muon)) * FP32,
+        weights=matrices * bytes_per_weight + vectors * FP32,
+        gradients=matrices * bytes_per_weight + vectors * FP32,
+        optimiser=(matrices + tables) * bytes_per_weight + 2 * vectors * FP32,
         activations=int(tokens * activation_numbers(model, length) * bytes_per_number),
         logits=(2 if model.logit_soft_cap is None else 3) * tokens * model.vocab_size * FP32,
     )

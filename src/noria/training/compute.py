@@ -1,7 +1,7 @@
 """How a model computes while it trains: bf16 products, compiled blocks, recomputed activations. Applied from outside.
 
-The weights, their gradients and the optimiser stay in fp32; what is not differentiated (evaluations, sampling) computes
-as ever.
+The weights, their gradients and the optimiser stay in fp32, unless `weights_in` keeps them in bf16; what is not
+differentiated (evaluations, sampling) computes as ever.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from noria.model import Transformer
+from noria.training.parallel import ALONE, Ranks
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -37,13 +38,16 @@ def computing(
     was_patched = "hidden" in vars(model)
 
     def hidden(tokens_BT: Tensor, *others: Any, **named: Any) -> Tensor:
-        if not torch.is_grad_enabled() or named.get("cache") is not None:
+        is_plain = not torch.is_grad_enabled() or named.get("cache") is not None
+        if is_plain and not is_mixed:
             return plain(tokens_BT, *others, **named)
         with _blocks(model, forwards), torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=is_low):
             states = plain(tokens_BT, *others, **named)
         return states.to(torch.bfloat16) if is_low else states
 
     is_low = precision == "bfloat16"
+    # Matrices in bf16 beside states and norms in fp32: only autocast multiplies these.
+    is_mixed = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
     if not (is_low or compiled or recompute_activations):
         yield
         return
@@ -57,6 +61,28 @@ def computing(
             model.hidden = plain  # type: ignore[method-assign]
         else:
             del model.hidden
+
+
+@contextmanager
+def weights_in(model: Transformer, precision: Precision, ranks: Ranks = ALONE) -> Iterator[None]:
+    """Within it, the matrices that are trained lie in `precision`; after it, in fp32 again.
+
+    In bf16 they, their gradients and moments take half the memory; what is frozen, and vectors (norms, biases), stay as
+    they are. Raises ValueError on several ranks.
+    """
+    if precision == "float32":
+        yield
+        return
+    if ranks.count > 1:
+        raise ValueError('weight_precision = "bfloat16" trains in one process only: leave it out on several ranks')
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2 and parameter.requires_grad]
+    try:
+        for parameter in matrices:
+            parameter.data, parameter.grad = parameter.data.to(torch.bfloat16), None
+        yield
+    finally:
+        for parameter in matrices:
+            parameter.data, parameter.grad = parameter.data.float(), None
 
 
 def is_compiled(model: Transformer) -> bool:

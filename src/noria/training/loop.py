@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from noria.model import Transformer, balance_experts
 from noria.training.batch import TokenBatch
-from noria.training.compute import Precision, computing
+from noria.training.compute import Precision, computing, weights_in
 from noria.training.guard import GuardConfig
+from noria.training.heap import kept_mapped
 from noria.training.objectives import Objective
 from noria.training.optim import MuonAdamW
 from noria.training.parallel import Ranks
@@ -44,12 +45,23 @@ class LoopConfig(BaseModel):
     expert_bias_rate: float = Field(
         default=0.001, ge=0, description="step of the routers' biases, where the model has experts (model/moe.py)"
     )
-    precision: Precision = Field(default="float32", description="of matrix products; weights and sums stay fp32")
+    precision: Precision = Field(default="float32", description="of matrix products; sums stay fp32")
+    weight_precision: Precision = Field(
+        default="float32",
+        description="of matrices, their gradients and moments; bfloat16: half the memory, updates rounded at random; "
+        "needs precision bfloat16, and one process",
+    )
     compile: bool = Field(default=False, description="torch.compile each block; needs a C++ compiler")
     recompute_activations: bool = Field(
         default=False, description="activation checkpointing: less memory, a third more products"
     )
     guard: GuardConfig = GuardConfig()
+
+    @model_validator(mode="after")
+    def _products_fit_weights(self) -> LoopConfig:
+        if self.weight_precision == "bfloat16" and self.precision == "float32":
+            raise ValueError("weight_precision bfloat16 needs precision bfloat16: products are made of what is kept")
+        return self
 
     def optimizer(self, model: Transformer) -> MuonAdamW:
         products = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
@@ -85,6 +97,17 @@ def train(
     is to blame, CheckpointError when a checkpoint can't be read or written.
     """
     progress, objective = progress or Progress(), objective or Objective()
+    with kept_mapped(), weights_in(model, config.weight_precision, progress.ranks):
+        return _train(model, annotate, config, progress, objective)
+
+
+def _train(
+    model: Transformer,
+    annotate: Callable[[int], Annotated],
+    config: LoopConfig,
+    progress: Progress,
+    objective: Objective,
+) -> History:
     optimizer = config.optimizer(model)
     run = Run(model, optimizer, progress, config.guard, config.steps)
     watch = Watch(model, optimizer, config.guard, config.micro_batch_rows, objective, progress.ranks, run.tell)

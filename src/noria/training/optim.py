@@ -6,9 +6,11 @@ m rows, n columns of a weight matrix; C matrices of one shape, stepped together;
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from noria.training.parallel import local, share, whole
 
@@ -16,8 +18,8 @@ from noria.training.parallel import local, share, whole
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 # Parts of a parameter's name that keep it from Muon: embeddings and heads (a critic's too), adapters.
 APART = {"embedding", "head", "lora_a", "lora_b"}
-# Numbers that AdamW steps at once on a CPU: parameter, gradient, two moments and two results of 128 kB each.
-ADAMW_BLOCK = 1 << 15
+# Numbers in bf16 that are stepped at once on a CPU, in copies of 512 kB in fp32.
+STEP_BLOCK = 1 << 17
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -30,6 +32,10 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Decay applies to hidden matrices only: norms, embedding and head are not pulled to zero. Without `muon`, AdamW steps
     the hidden matrices too, with their decay.
+
+    Weights may be kept in bf16 (`compute.weights_in`), and their moments are then too. An update is computed in fp32,
+    and what does not fit into 8 bits is rounded up or down at random, in proportion: to the nearest, an update smaller
+    than 2^-9 of its weight would be lost, every time (arXiv 1502.02551, 2010.06192).
     """
 
     def __init__(
@@ -70,7 +76,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def _moments(self, parameter: Tensor, kind: str) -> dict:
         state = self.state[parameter]
         if not state and kind == "muon":
-            state["momentum"] = torch.zeros_like(parameter)
+            state.update(step=0, momentum=torch.zeros_like(parameter))
         elif not state:
             state.update(step=0, first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
         return state
@@ -88,7 +94,9 @@ class MuonAdamW(torch.optim.Optimizer):
             updates = []
             for parameter in matrices:
                 assert parameter.grad is not None
-                gradient, momentum = local(parameter.grad), local(self._moments(parameter, "muon")["momentum"])
+                state = self._moments(parameter, "muon")
+                state["step"] += 1
+                gradient, momentum = local(parameter.grad), local(state["momentum"])
                 momentum.lerp_(gradient, 1.0 - group["momentum"])
                 nesterov = torch.lerp(gradient, momentum, group["momentum"])
                 updates.append(whole(nesterov, like=parameter))
@@ -96,33 +104,77 @@ class MuonAdamW(torch.optim.Optimizer):
             stacked = torch.stack(updates)
             turned = orthogonalise(stacked.flatten(0, -3), dtype=self._products).view_as(stacked)
             for parameter, update in zip(matrices, turned, strict=True):
-                local(parameter).mul_(1.0 - group["lr"] * group["weight_decay"]).add_(
-                    share(update, like=parameter), alpha=-group["lr"] * scale
-                )
+                own = local(parameter)
+                moved = own.float().mul_(1.0 - group["lr"] * group["weight_decay"])
+                moved.add_(share(update, like=parameter), alpha=-group["lr"] * scale)
+                _store(own, moved, self.state[parameter]["step"])
 
     def _adamw(self, group: dict, parameters: list[Tensor]) -> None:
-        """In blocks that stay in a core's cache over the dozen passes that a step makes, and need little room."""
-        first_beta, second_beta = group["betas"]
         for parameter in parameters:
             assert parameter.grad is not None
             state = self._moments(parameter, "adamw")
             state["step"] += 1
             tensors = (local(parameter), local(parameter.grad), local(state["first"]), local(state["second"]))
-            blocks = zip(*(_in_blocks(tensor) for tensor in tensors), strict=True)
-            for own, gradient, first_moment, second_moment in blocks:
-                first_moment.lerp_(gradient, 1.0 - first_beta)
-                second_moment.mul_(second_beta).addcmul_(gradient, gradient, value=1.0 - second_beta)
-                first = first_moment / (1.0 - first_beta ** state["step"])
-                second = second_moment / (1.0 - second_beta ** state["step"])
-                own.mul_(1.0 - group["lr"] * group["weight_decay"])
-                own.addcdiv_(first, second.sqrt_().add_(1e-8), value=-group["lr"])
+            for kept in zip(*map(_in_blocks, tensors), strict=True):
+                own, gradient, first, second = (part.float() for part in kept)  # themselves, where they are in fp32
+                _adamw_step(own, gradient, first, second, state["step"], group)
+                _store(kept[0], own, state["step"])
+                kept[2].copy_(first)
+                kept[3].copy_(second)
+
+
+def _adamw_step(own: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int, group: dict) -> None:
+    """PyTorch's own, which passes over memory once; `step` counts from 1, this one included."""
+    first_beta, second_beta = group["betas"]
+    adamw(
+        [own],
+        [gradient],
+        [first],
+        [second],
+        [],
+        [torch.tensor(step - 1.0, device=own.device)],  # it counts on by itself
+        fused=True,
+        amsgrad=False,
+        beta1=first_beta,
+        beta2=second_beta,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=1e-8,
+        maximize=False,
+    )
+
+
+def _store(kept: Tensor, value: Tensor, step: int) -> None:
+    """Write fp32 numbers where they are kept; `value` is used up. Into bf16 they are rounded at random, without bias.
+
+    The upper half of a fp32 number is a bf16 number: a random lower half is added, and what remains below is cut off.
+    A step's random numbers are drawn once and serve every block: each weight sees them independently from step to step.
+    """
+    if kept.dtype == torch.float32:
+        kept.copy_(value)  # nothing to do where they are the same
+        return
+    bits = value.view(torch.int32)
+    for target, part in zip(_in_blocks(kept), _in_blocks(bits), strict=True):
+        noise = _noise(step, part.device)
+        noise = noise if part.numel() <= len(noise) else noise.repeat(-(-part.numel() // len(noise)))
+        part.add_(noise[: part.numel()].view_as(part)).bitwise_and_(-1 << 16)
+        target.copy_(part.view(torch.float32))
+
+
+@lru_cache(maxsize=1)
+def _noise(step: int, device: torch.device) -> Tensor:
+    """A block of integers below 2^16, the same on every machine."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(1 << 16, (STEP_BLOCK,), dtype=torch.int32, generator=generator).to(device)
 
 
 def _in_blocks(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Views of all numbers in order. Whole on a GPU, where a pass costs a launch, and where memory is not in order."""
-    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.numel() <= ADAMW_BLOCK:
+    """Views of all numbers in order. Whole in fp32, which needs no room beside it, on a GPU, where a pass costs a
+    launch, and where memory is not in order."""
+    is_whole = tensor.dtype == torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous()
+    if is_whole or tensor.numel() <= STEP_BLOCK:
         return (tensor,)
-    return tensor.view(-1).split(ADAMW_BLOCK)
+    return tensor.view(-1).split(STEP_BLOCK)
 
 
 def orthogonalise(matrices_Cmn: Tensor, iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, help="tokens a row; default: the model's context")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--weight-precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--recompute-activations", action="store_true")
     parser.add_argument("--adamw", action="store_true", help="AdamW for all in place of Muon")
@@ -132,6 +133,7 @@ def main() -> None:
         micro_batch_rows=options.rows,
         muon=not options.adamw,
         precision=options.precision,
+        weight_precision=options.weight_precision,
         compile=options.compile,
         recompute_activations=options.recompute_activations,
     )
