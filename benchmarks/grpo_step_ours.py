@@ -69,6 +69,7 @@ def main() -> None:
         schedule="constant",
         muon=False,
         precision=precision,
+        weight_precision="bfloat16" if task["variant"] == "bf16 weights" else "float32",
         micro_batch_rows=task["rows"],
     )
     task_seed = task["seed"]

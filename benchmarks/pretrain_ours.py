@@ -30,6 +30,7 @@ def loop(case: dict[str, Any], variant: str, turn: Iterator[None]) -> None:
         muon=variant == "muon",
         micro_batch_rows=case["rows"],
         precision="bfloat16",
+        weight_precision="bfloat16" if variant == "bf16 weights" else "float32",
         compile=True,
     )
     tokens_BT = torch.randint(0, case["vocab_size"], (case["rows"], case["length"] + 1))

@@ -171,10 +171,12 @@ class Bandit:
 
 
 @pytest.mark.slow
-def test_improve_learns_a_bandit():
+@pytest.mark.parametrize("kept", ["float32", "bfloat16"])
+def test_improve_learns_a_bandit(kept):
+    """The engine follows weights that are kept in bf16 while they are trained, as it does those in fp32."""
     model = Transformer(TINY)
     bandit = Bandit(model)
-    config = GrpoConfig(steps=40, prompts=4, group=16, learning_rate=0.02)
+    config = GrpoConfig(steps=40, prompts=4, group=16, learning_rate=0.02, precision=kept, weight_precision=kept)
     history = improve(model, tasks(4), bandit.roll, bandit.grade, config, pad=0, seed=0)
     assert history[0]["reward"] < 0.3 and statistics.fmean(entry["reward"] for entry in history[-5:]) > 0.8
     for seeds in bandit.seeds:

@@ -32,7 +32,11 @@ class RlConfig(BaseModel):
     schedule: Schedule = "linear"
     muon: bool = Field(default=True, description="Muon for hidden matrices; false: AdamW for all")
     micro_batch_rows: int = Field(default=64, ge=1, description="rows a forward pass; changes memory, not the result")
-    precision: Precision = Field(default="float32", description="of matrix products; weights and sums stay fp32")
+    precision: Precision = Field(default="float32", description="of matrix products; sums stay fp32")
+    weight_precision: Precision = Field(
+        default="float32",
+        description="of the weights while they are trained, their gradients and moments: see training/loop.py",
+    )
 
     loss: PolicyForm = Field(default="ppo", description="what is bounded: see training/objectives.py, PolicyLoss")
     clip_low: float | None = Field(default=None, gt=0, lt=1, description="bound below 1; by the loss if left out")
@@ -102,6 +106,7 @@ class RlConfig(BaseModel):
             micro_batch_rows=self.micro_batch_rows,
             muon=self.muon,
             precision=self.precision,
+            weight_precision=self.weight_precision,
         )
 
     @model_validator(mode="after")
@@ -141,6 +146,10 @@ class RlConfig(BaseModel):
             (
                 self.lag > 0 and self.importance == "none",
                 f'lag = {self.lag} trains on samples of an older policy: set importance to "truncate" or "band"',
+            ),
+            (
+                self.weight_precision == "bfloat16" and self.precision == "float32",
+                'weight_precision bfloat16 makes products in bf16: set precision = "bfloat16" too',
             ),
             (
                 self.minibatches > self.prompts * self.group,

@@ -56,6 +56,11 @@ class GrpoSection(_Section):
         default="auto",
         description="of products in training and its rollouts; auto: bfloat16 where the processor has units for it",
     )
+    weight_precision: Precision = Field(
+        default="float32",
+        description="of the weights while they are trained, their gradients and moments; bfloat16: half the memory, "
+        "updates rounded at random; needs precision bfloat16",
+    )
     micro_batch_rows: int = Field(default=16, ge=1, description="rows a pass; bounds memory, not the result")
     probe_every: int = Field(default=5, ge=0, description="steps between looks at held-out tasks; 0: none")
     probe_tasks: int = Field(

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from noria.artifacts import Numerics, Step, StepContext
+from noria.stages.precision import AskedPrecision, Precision, precision_for
 
 STAGE = "s4_pretraining"
 
@@ -24,6 +25,19 @@ class Choices(BaseModel):
     weight_decay: float = Field(default=0.1, ge=0, le=1)
     micro_batch_rows: int = Field(default=16, ge=1, description="rows a forward pass")
     heldout_rows: int = Field(default=32, ge=1, description="held-out rows a source that the final loss is measured on")
+    muon: bool = Field(default=True, description="Muon for hidden matrices; false: AdamW for all")
+    precision: AskedPrecision = Field(
+        default="float32", description="of products; auto: bfloat16 where the processor has units for it"
+    )
+    weight_precision: Precision = Field(
+        default="float32",
+        description="of matrices, their gradients and moments; bfloat16: half the memory, updates rounded at random; "
+        "needs precision bfloat16, and one process",
+    )
+    compile: bool = Field(default=False, description="torch.compile each block; needs a C++ compiler")
+    recompute_activations: bool = Field(
+        default=False, description="activation checkpointing: less memory, a third more products"
+    )
 
     @field_validator("learning_rate")
     @classmethod
@@ -40,19 +54,27 @@ class Config(Choices):
         default=1, ge=1, description="ranks on this machine that share each step; part of the identity as world_size"
     )
 
+    @model_validator(mode="after")
+    def _check_precisions(self) -> Config:
+        if self.weight_precision == "bfloat16" and (self.precision == "float32" or self.processes > 1):
+            raise ValueError('weight_precision = "bfloat16" needs precision = "bfloat16", and processes = 1')
+        return self
+
 
 class Identity(Choices):
+    precision: Precision = "float32"
     seed: int = 0
 
 
 def base_model(config: Config, plan: Step, shards: Step, tokenizer: Step, seed: int, threads: int) -> Step:
     """content: the model folder, history.json (a row a step) and heldout.json (loss and bits per byte by source)."""
+    chosen = config.model_copy(update={"precision": precision_for(config.precision)})
     return Step(
         name="base_model",
         stage=STAGE,
         kind="model",
         version=1,
-        config=Identity(**config.model_dump(exclude={"processes"}), seed=seed),
+        config=Identity(**chosen.model_dump(exclude={"processes"}), seed=seed),
         inputs={"plan": plan, "shards": shards, "tokenizer": tokenizer},
         run=_run,
         numerics=Numerics(threads=threads, world_size=config.processes),
@@ -84,6 +106,11 @@ def _run(context: StepContext) -> Mapping[str, Any]:
         decay_share=plan["schedule"]["decay_share"],
         weight_decay=config.weight_decay,
         micro_batch_rows=config.micro_batch_rows,
+        muon=config.muon,
+        precision=config.precision,
+        weight_precision=config.weight_precision,
+        compile=config.compile,
+        recompute_activations=config.recompute_activations,
         guard=GuardConfig(spikes=True, make_up=True),
     )
     model = Transformer(ModelConfig(**plan["model"]), seed=config.seed)
