@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from noria.model import Transformer
-from noria.training import Annotated, LoopConfig, Objective, Progress, optim, train
+from noria.training import Annotated, LoopConfig, Objective, Progress, rounding, train
 from noria.training.compute import computing, weights_in
 from noria.training.optim import MuonAdamW
 from noria.training.parallel import Ranks
@@ -87,8 +87,8 @@ def test_updates_too_small_for_bf16_arrive_on_average():
 
 def test_a_step_is_the_fp32_step_with_every_weight_rounded_to_a_neighbour(monkeypatch):
     """In blocks that do not divide a matrix; both start from numbers that bf16 holds."""
-    monkeypatch.setattr(optim, "STEP_BLOCK", 100)
-    optim._noise.cache_clear()
+    monkeypatch.setattr(rounding, "STEP_BLOCK", 100)
+    rounding._noise.cache_clear()
     exact, low = Transformer(TINY), Transformer(TINY)
     for model in (exact, low):
         for number, parameter in enumerate(model.parameters()):
@@ -103,7 +103,7 @@ def test_a_step_is_the_fp32_step_with_every_weight_rounded_to_a_neighbour(monkey
                 parameter.grad = drawn.to(parameter.dtype)
             optimizer.step()
         gaps = [(p.float() - q).abs() / q.abs() for p, q in zip(low.parameters(), exact.parameters(), strict=True)]
-    optim._noise.cache_clear()
+    rounding._noise.cache_clear()
     assert max(gap.max().item() for gap in gaps) < 2.0**-7  # what separates neighbours, of a number's own size
     assert any(gap.max().item() > 2.0**-9 for gap in gaps)  # the nearest neighbour would be no further
 

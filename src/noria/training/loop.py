@@ -97,26 +97,15 @@ def train(
     is to blame, CheckpointError when a checkpoint can't be read or written.
     """
     progress, objective = progress or Progress(), objective or Objective()
-    with kept_mapped(), weights_in(model, config.weight_precision, progress.ranks):
-        return _train(model, annotate, config, progress, objective)
-
-
-def _train(
-    model: Transformer,
-    annotate: Callable[[int], Annotated],
-    config: LoopConfig,
-    progress: Progress,
-    objective: Objective,
-) -> History:
     optimizer = config.optimizer(model)
-    run = Run(model, optimizer, progress, config.guard, config.steps)
-    watch = Watch(model, optimizer, config.guard, config.micro_batch_rows, objective, progress.ranks, run.tell)
-    watch.remember()
     model.train()
     how = computing(
         model, config.precision, compiled=config.compile, recompute_activations=config.recompute_activations
     )
-    with how, run:
+    kept = weights_in(model, config.weight_precision, progress.ranks)
+    with kept_mapped(), kept, how, Run(model, optimizer, progress, config.guard, config.steps) as run:
+        watch = Watch(model, optimizer, config.guard, config.micro_batch_rows, objective, progress.ranks, run.tell)
+        watch.remember()
         while (step := len(run.history)) < config.steps + run.made_up:
             rate = config.rate(run.position(step))
             if run.leaves_out(step):

@@ -6,20 +6,18 @@ m rows, n columns of a weight matrix; C matrices of one shape, stepped together;
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from noria.training.parallel import local, share, whole
+from noria.training.rounding import in_blocks, store
 
 # Newton-Schulz coefficients that push singular values into about [0.7, 1.2] in five iterations (Jordan 2024, Muon).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 # Parts of a parameter's name that keep it from Muon: embeddings and heads (a critic's too), adapters.
 APART = {"embedding", "head", "lora_a", "lora_b"}
-# Numbers in bf16 that are stepped at once on a CPU, in copies of 512 kB in fp32.
-STEP_BLOCK = 1 << 17
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -107,74 +105,24 @@ class MuonAdamW(torch.optim.Optimizer):
                 own = local(parameter)
                 moved = own.float().mul_(1.0 - group["lr"] * group["weight_decay"])
                 moved.add_(share(update, like=parameter), alpha=-group["lr"] * scale)
-                _store(own, moved, self.state[parameter]["step"])
+                store(own, moved, self.state[parameter]["step"])
 
     def _adamw(self, group: dict, parameters: list[Tensor]) -> None:
+        """PyTorch's own, which passes over memory once."""
+        settings = {name: group[name] for name in ("lr", "weight_decay")} | {"eps": 1e-8, "fused": True}
+        settings |= {"beta1": group["betas"][0], "beta2": group["betas"][1], "amsgrad": False, "maximize": False}
         for parameter in parameters:
             assert parameter.grad is not None
             state = self._moments(parameter, "adamw")
-            state["step"] += 1
             tensors = (local(parameter), local(parameter.grad), local(state["first"]), local(state["second"]))
-            for kept in zip(*map(_in_blocks, tensors), strict=True):
+            for kept in zip(*map(in_blocks, tensors), strict=True):
                 own, gradient, first, second = (part.float() for part in kept)  # themselves, where they are in fp32
-                _adamw_step(own, gradient, first, second, state["step"], group)
-                _store(kept[0], own, state["step"])
+                before = torch.tensor(float(state["step"]), device=own.device)
+                adamw([own], [gradient], [first], [second], [], [before], **settings)
+                store(kept[0], own, state["step"])
                 kept[2].copy_(first)
                 kept[3].copy_(second)
-
-
-def _adamw_step(own: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int, group: dict) -> None:
-    """PyTorch's own, which passes over memory once; `step` counts from 1, this one included."""
-    first_beta, second_beta = group["betas"]
-    adamw(
-        [own],
-        [gradient],
-        [first],
-        [second],
-        [],
-        [torch.tensor(step - 1.0, device=own.device)],  # it counts on by itself
-        fused=True,
-        amsgrad=False,
-        beta1=first_beta,
-        beta2=second_beta,
-        lr=group["lr"],
-        weight_decay=group["weight_decay"],
-        eps=1e-8,
-        maximize=False,
-    )
-
-
-def _store(kept: Tensor, value: Tensor, step: int) -> None:
-    """Write fp32 numbers where they are kept; `value` is used up. Into bf16 they are rounded at random, without bias.
-
-    The upper half of a fp32 number is a bf16 number: a random lower half is added, and what remains below is cut off.
-    A step's random numbers are drawn once and serve every block: each weight sees them independently from step to step.
-    """
-    if kept.dtype == torch.float32:
-        kept.copy_(value)  # nothing to do where they are the same
-        return
-    bits = value.view(torch.int32)
-    for target, part in zip(_in_blocks(kept), _in_blocks(bits), strict=True):
-        noise = _noise(step, part.device)
-        noise = noise if part.numel() <= len(noise) else noise.repeat(-(-part.numel() // len(noise)))
-        part.add_(noise[: part.numel()].view_as(part)).bitwise_and_(-1 << 16)
-        target.copy_(part.view(torch.float32))
-
-
-@lru_cache(maxsize=1)
-def _noise(step: int, device: torch.device) -> Tensor:
-    """A block of integers below 2^16, the same on every machine."""
-    generator = torch.Generator().manual_seed(step)
-    return torch.randint(1 << 16, (STEP_BLOCK,), dtype=torch.int32, generator=generator).to(device)
-
-
-def _in_blocks(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Views of all numbers in order. Whole in fp32, which needs no room beside it, on a GPU, where a pass costs a
-    launch, and where memory is not in order."""
-    is_whole = tensor.dtype == torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous()
-    if is_whole or tensor.numel() <= STEP_BLOCK:
-        return (tensor,)
-    return tensor.view(-1).split(STEP_BLOCK)
+            state["step"] += 1
 
 
 def orthogonalise(matrices_Cmn: Tensor, iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
