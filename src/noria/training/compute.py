@@ -6,6 +6,7 @@ differentiated (evaluations, sampling) computes as ever.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,9 @@ from noria.model import Transformer
 from noria.training.parallel import ALONE, Ranks
 
 Precision = Literal["float32", "bfloat16"]
+
+# Queries in bf16 are normalised with weights in fp32: PyTorch tells that its fused norm can't do it. The plain one does.
+warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 
 
 @contextmanager
