@@ -21,7 +21,7 @@ from noria.training.parallel import ALONE, Ranks
 
 Precision = Literal["float32", "bfloat16"]
 
-# Queries in bf16 are normalised with weights in fp32: PyTorch tells that its fused norm can't do it. The plain one does.
+# Queries in bf16 are normalised by weights in fp32: PyTorch tells that its fused norm can't do it; the plain one does.
 warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 
 
