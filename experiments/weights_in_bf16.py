@@ -9,7 +9,9 @@ details tell how much of what fp32 gains each of the two gains.
 from __future__ import annotations
 
 import copy
+import statistics
 import sys
+from collections.abc import Sequence
 from typing import Literal
 from unittest import mock
 
@@ -25,14 +27,15 @@ WIDTH, LAYERS, STEPS, BATCH = 64, 2, 200, 1024
 RATE, LATER_RATE = 0.016, 1e-4
 Arm = Literal["fp32", "random", "nearest"]
 ARMS: tuple[Arm, ...] = ("fp32", "random", "nearest")
+# Held-out loss before; by arm: the losses of its steps, held-out loss after.
+Run = tuple[float, dict[Arm, tuple[list[float], float]]]
 
 
 def nearest(kept: Tensor, value: Tensor, step: int) -> None:
     kept.copy_(value)
 
 
-def run(data: Text, seed: int) -> tuple[float, dict[Arm, tuple[list[float], float]]]:
-    """(held-out loss before; by arm: the losses of its steps, held-out loss after)."""
+def run(data: Text, seed: int) -> Run:
     start = Transformer(data.shape(WIDTH, LAYERS), seed=seed)
     _, before = data.train(start, LoopConfig(steps=STEPS, learning_rate=RATE, precision="bfloat16"), BATCH, seed)
     found: dict[Arm, tuple[list[float], float]] = {}
@@ -52,6 +55,13 @@ def run(data: Text, seed: int) -> tuple[float, dict[Arm, tuple[list[float], floa
     return before, found
 
 
+def lag_behind_fp32(runs: Sequence[Run], arm: Arm) -> list[float]:
+    """By step, how far a run's loss lies above that of fp32 on the same batch; the mean over seeds."""
+    pairs = [zip(found[arm][0], found["fp32"][0], strict=True) for _, found in runs]
+    by_seed = [[own - full for own, full in pair] for pair in pairs]
+    return [statistics.fmean(values) for values in zip(*by_seed, strict=True)]
+
+
 def main() -> int:
     options = arguments("weights_in_bf16", __doc__)
     data = text(options.store, options.threads)
@@ -59,9 +69,9 @@ def main() -> int:
     gains = {arm: [before - found[arm][1] for before, found in runs] for arm in ARMS}
     picture(
         "weights_in_bf16",
-        {arm: (range(STEPS), runs[0][1][arm][0]) for arm in ARMS},
+        {f"rounded: {arm}": (range(STEPS), lag_behind_fp32(runs, arm)) for arm in ("random", "nearest")},
         "optimiser step at the later rate",
-        "training loss, seed 0",
+        "loss above fp32 on the same batch, nats",
     )
     shares = {
         arm: mean_interval([own / full for own, full in zip(gains[arm], gains["fp32"], strict=True)])
