@@ -31,8 +31,8 @@ ARMS: tuple[Arm, ...] = ("fp32", "random", "nearest")
 Run = tuple[float, dict[Arm, tuple[list[float], float]]]
 
 
-def nearest(kept: Tensor, value: Tensor, step: int) -> None:
-    kept.copy_(value)
+def nearest(target: Tensor, value: Tensor, step: int) -> None:
+    target.copy_(value)
 
 
 def run(data: Text, seed: int) -> Run:
@@ -49,7 +49,7 @@ def run(data: Text, seed: int) -> Run:
             precision="bfloat16",
             weight_precision="float32" if arm == "fp32" else "bfloat16",
         )
-        with mock.patch.object(optim, "store", nearest if arm == "nearest" else optim.store):
+        with mock.patch.object(optim, "write_rounded", nearest if arm == "nearest" else optim.write_rounded):
             history, loss = data.train(copy.deepcopy(start), config, BATCH, seed + 100)
         found[arm] = [row["loss_ce"] for row in history], loss
     return before, found

@@ -7,7 +7,7 @@ import torch
 
 from noria.model import Transformer
 from noria.planning import training_bytes
-from noria.training.compute import weights_in
+from noria.training.bf16_weights import weights_in
 from noria.training.optim import MuonAdamW
 from tests.model.options import OPTIONS, option, random_tokens
 

@@ -58,6 +58,9 @@ SETTINGS = {
         steps=3, lag=1, minibatches=2, refill=2, loss="gspo", aggregation="sequence", reference_kl=0.01, **SMALL
     ),
     "ppo": PpoConfig(steps=3, minibatches=2, critic_warmup=1, **SMALL),
+    "ppo, bf16 weights": PpoConfig(
+        steps=3, minibatches=2, critic_warmup=1, precision="bfloat16", weight_precision="bfloat16", **SMALL
+    ),
     "bf16 weights": GrpoConfig(
         steps=3, lag=1, reference_kl=0.01, precision="bfloat16", weight_precision="bfloat16", **SMALL
     ),

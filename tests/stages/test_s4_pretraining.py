@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from noria.stages.s4_pretraining import Config, base_model
+import pytest
+
+from noria.stages import s4_pretraining
+from noria.stages.s4_pretraining import Config, SpeedIdentity, base_model
+
+INPUTS = [SimpleNamespace(key=name) for name in ("plan", "shards", "tokenizer")]
 
 
 def test_the_number_of_processes_is_identity_as_world_size_alone():
@@ -16,3 +21,22 @@ def test_the_number_of_processes_is_identity_as_world_size_alone():
     )
     assert default.key == one.key != two.key
     assert two.numerics.world_size == 2 and "processes" not in two.canonical_config
+
+
+def test_settings_of_speed_are_identity_only_where_they_are_not_the_default():
+    plain, spelled = (base_model(config, *INPUTS, seed=0, threads=1) for config in (Config(), Config(compile=False)))
+    asked = Config(precision="bfloat16", weight_precision="bfloat16", compile=True)
+    fast = base_model(asked, *INPUTS, seed=0, threads=1)
+    assert plain.key == spelled.key != fast.key
+    assert "compile" not in plain.canonical_config and fast.canonical_config["weight_precision"] == "bfloat16"
+    assert isinstance(fast.config, SpeedIdentity)
+
+
+def test_bf16_weights_are_refused_before_anything_runs(monkeypatch):
+    for wrong in ({"precision": "float32"}, {"precision": "bfloat16", "processes": 2}):
+        with pytest.raises(ValueError, match="weight_precision"):
+            Config(weight_precision="bfloat16", **wrong)
+    asked = Config(precision="auto", weight_precision="bfloat16")
+    monkeypatch.setattr(s4_pretraining, "precision_for", lambda asked: "float32")  # a processor without units for it
+    with pytest.raises(ValueError, match='needs precision = "bfloat16"'):
+        base_model(asked, *INPUTS, seed=0, threads=1)

@@ -81,7 +81,7 @@ class Transformer(nn.Module):
         elif positions_BT is None:
             positions_BT = index_BT
         surroundings = self._surroundings(positions_BT, positions_BT if cache is not None else index_BT, mask)
-        x_BTD = self.embedding(tokens_BT).to(self.final_norm.weight.dtype)  # matrices may be kept in a narrower one
+        x_BTD = self.embedding(tokens_BT)
         if self.config.embedding_scale != 1.0:
             x_BTD = x_BTD * self.config.embedding_scale
         stream: Stream = (x_BTD,)

@@ -149,7 +149,7 @@ class RlConfig(BaseModel):
             ),
             (
                 self.weight_precision == "bfloat16" and self.precision == "float32",
-                'weight_precision bfloat16 makes products in bf16: set precision = "bfloat16" too',
+                'weight_precision = "bfloat16" needs precision = "bfloat16": set it, or leave both out',
             ),
             (
                 self.minibatches > self.prompts * self.group,

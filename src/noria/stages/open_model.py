@@ -24,7 +24,7 @@ from noria.stages import s6_evaluation as s6
 from noria.stages import s9_deployment as s9
 from noria.stages.open_model_evaluation import EvaluationSection, candidates, evaluated, metrics_of
 from noria.stages.open_model_replies import load, roller, room_of
-from noria.stages.precision import AskedPrecision, Precision, precision_for
+from noria.stages.precision import AskedPrecision, Precision, Precisions, precision_for
 
 if TYPE_CHECKING:
     from noria.model import Transformer
@@ -41,9 +41,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class GrpoSection(_Section):
-    """[grpo] of a recipe for an open model."""
-
+class _Grpo(_Section):
     steps: int = Field(default=30, ge=1, description="optimiser steps; each samples fresh rollouts")
     prompts: int = Field(default=16, ge=1, description="tasks a step")
     group: int = Field(default=8, ge=2, description="samples a task")
@@ -56,16 +54,15 @@ class GrpoSection(_Section):
         default="auto",
         description="of products in training and its rollouts; auto: bfloat16 where the processor has units for it",
     )
-    weight_precision: Precision = Field(
-        default="float32",
-        description="of the weights while they are trained, their gradients and moments; bfloat16: half the memory, "
-        "updates rounded at random; needs precision bfloat16",
-    )
     micro_batch_rows: int = Field(default=16, ge=1, description="rows a pass; bounds memory, not the result")
     probe_every: int = Field(default=5, ge=0, description="steps between looks at held-out tasks; 0: none")
     probe_tasks: int = Field(
         default=48, ge=1, description="held-out tasks of a look; they are watched, never trained on"
     )
+
+
+class GrpoSection(_Grpo, Precisions):
+    """[grpo] of a recipe for an open model."""
 
 
 class ReleaseSection(_Section):
@@ -82,10 +79,14 @@ class ReleaseSection(_Section):
     floor: float = Field(default=0.1, ge=0, le=1, description="held-out accuracy that the lower bound must exceed")
 
 
-class ReinforcedIdentity(GrpoSection):
+class ReinforcedIdentity(_Grpo):
     precision: Precision
     graders: dict[str, str] = Field(description="version of each grader: another reward makes another model")
     seed: int
+
+
+class LowIdentity(ReinforcedIdentity):
+    weight_precision: Precision  # where it is not the default: so a recipe without it keeps its key
 
 
 def journey(
@@ -115,8 +116,11 @@ def reinforced(
     config: GrpoSection, model: Step, tasks: Step, grader: task_sets.TaskGrader, seed: int, numerics: Numerics
 ) -> Step:
     """A model folder, with history.json (a row a step: the reward and what it was watched by)."""
-    chosen = config.model_copy(update={"precision": precision_for(config.precision)})
-    identity = ReinforcedIdentity(**chosen.model_dump(), graders=grader.versions, seed=seed)
+    chosen = {**config.model_dump(), "precision": precision_for(config.precision)}
+    if GrpoSection(**chosen).weight_precision == "float32":  # checked anew: "auto" may have come to float32
+        del chosen["weight_precision"]
+    kind = LowIdentity if "weight_precision" in chosen else ReinforcedIdentity
+    identity = kind(**chosen, graders=grader.versions, seed=seed)
     inputs = {"model": model, "tasks": tasks}
     return Step("grpo", STAGE, "model", 1, identity, partial(_reinforce, grader=grader), inputs, numerics)
 

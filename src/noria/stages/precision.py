@@ -1,13 +1,36 @@
-"""Which precision of products suits this processor."""
+"""In which precision a stage computes and keeps its weights; which one of products suits this processor."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["float32", "bfloat16"]
 AskedPrecision = Literal["auto", "float32", "bfloat16"]
 BF16_UNITS = ("avx512_bf16", "amx_bf16")
+
+
+class Precisions(BaseModel):
+    """Of a stage that trains."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    precision: AskedPrecision = Field(
+        default="float32", description="of products; auto: bfloat16 where the processor has units for it"
+    )
+    weight_precision: Precision = Field(
+        default="float32",
+        description="of the matrices that are trained, their gradients and moments; bfloat16: half the memory, updates "
+        "rounded at random; needs precision bfloat16",
+    )
+
+    @model_validator(mode="after")
+    def _check_precisions(self) -> Self:
+        if self.weight_precision == "bfloat16" and self.precision == "float32":
+            raise ValueError('weight_precision = "bfloat16" needs precision = "bfloat16": set it, or leave both out')
+        return self
 
 
 def precision_for(asked: AskedPrecision, cpuinfo: Path = Path("/proc/cpuinfo")) -> Precision:

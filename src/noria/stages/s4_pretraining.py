@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from noria.artifacts import Numerics, Step, StepContext
-from noria.stages.precision import AskedPrecision, Precision, precision_for
+from noria.stages.precision import Precision, Precisions, precision_for
 
 STAGE = "s4_pretraining"
 
@@ -25,19 +25,6 @@ class Choices(BaseModel):
     weight_decay: float = Field(default=0.1, ge=0, le=1)
     micro_batch_rows: int = Field(default=16, ge=1, description="rows a forward pass")
     heldout_rows: int = Field(default=32, ge=1, description="held-out rows a source that the final loss is measured on")
-    muon: bool = Field(default=True, description="Muon for hidden matrices; false: AdamW for all")
-    precision: AskedPrecision = Field(
-        default="float32", description="of products; auto: bfloat16 where the processor has units for it"
-    )
-    weight_precision: Precision = Field(
-        default="float32",
-        description="of matrices, their gradients and moments; bfloat16: half the memory, updates rounded at random; "
-        "needs precision bfloat16, and one process",
-    )
-    compile: bool = Field(default=False, description="torch.compile each block; needs a C++ compiler")
-    recompute_activations: bool = Field(
-        default=False, description="activation checkpointing: less memory, a third more products"
-    )
 
     @field_validator("learning_rate")
     @classmethod
@@ -47,7 +34,17 @@ class Choices(BaseModel):
         return value
 
 
-class Config(Choices):
+class Speed(Precisions):
+    """How fast and in how much memory; named as in LoopConfig."""
+
+    muon: bool = Field(default=True, description="Muon for hidden matrices; false: AdamW for all")
+    compile: bool = Field(default=False, description="torch.compile each block; needs a C++ compiler")
+    recompute_activations: bool = Field(
+        default=False, description="activation checkpointing: less memory, a third more products"
+    )
+
+
+class Config(Choices, Speed):
     """[pretraining]."""
 
     processes: int = Field(
@@ -55,26 +52,34 @@ class Config(Choices):
     )
 
     @model_validator(mode="after")
-    def _check_precisions(self) -> Config:
-        if self.weight_precision == "bfloat16" and (self.precision == "float32" or self.processes > 1):
-            raise ValueError('weight_precision = "bfloat16" needs precision = "bfloat16", and processes = 1')
+    def _check_processes(self) -> Self:
+        if self.weight_precision == "bfloat16" and self.processes > 1:
+            raise ValueError('weight_precision = "bfloat16" trains in one process: set processes = 1, or leave it out')
         return self
 
 
 class Identity(Choices):
-    precision: Precision = "float32"
     seed: int = 0
+
+
+class SpeedIdentity(Speed, Identity):
+    """Where any setting of speed is not the default: so a recipe without them keeps its key."""
+
+    precision: Precision
 
 
 def base_model(config: Config, plan: Step, shards: Step, tokenizer: Step, seed: int, threads: int) -> Step:
     """content: the model folder, history.json (a row a step) and heldout.json (loss and bits per byte by source)."""
-    chosen = config.model_copy(update={"precision": precision_for(config.precision)})
+    asked = config.model_dump(include=set(Speed.model_fields))
+    # Checked anew: what "auto" comes to may not go with the rest.
+    speed = Speed.model_validate({**asked, "precision": precision_for(config.precision)})
+    choices = {**config.model_dump(include=set(Choices.model_fields)), "seed": seed}
     return Step(
         name="base_model",
         stage=STAGE,
         kind="model",
         version=1,
-        config=Identity(**chosen.model_dump(exclude={"processes"}), seed=seed),
+        config=Identity(**choices) if speed == Speed() else SpeedIdentity(**choices, **speed.model_dump()),
         inputs={"plan": plan, "shards": shards, "tokenizer": tokenizer},
         run=_run,
         numerics=Numerics(threads=threads, world_size=config.processes),
@@ -106,11 +111,7 @@ def _run(context: StepContext) -> Mapping[str, Any]:
         decay_share=plan["schedule"]["decay_share"],
         weight_decay=config.weight_decay,
         micro_batch_rows=config.micro_batch_rows,
-        muon=config.muon,
-        precision=config.precision,
-        weight_precision=config.weight_precision,
-        compile=config.compile,
-        recompute_activations=config.recompute_activations,
+        **config.model_dump(include=set(Speed.model_fields)),
         guard=GuardConfig(spikes=True, make_up=True),
     )
     model = Transformer(ModelConfig(**plan["model"]), seed=config.seed)

@@ -123,7 +123,7 @@ class _ChunkedSums(torch.autograd.Function):
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_gradient else None
         wants_head = wants_gradient and ctx.needs_input_grad[1]  # a frozen head (LoRA) saves the third product
         new = torch.empty_like if len(hidden_ND) else torch.zeros_like  # the first chunk fills it
-        grad_head_VD = new(head_VD) if wants_head else None
+        grad_head_VD = new(head_VD, dtype=torch.float32) if wants_head else None
         # Written again for each chunk: memory that is new to the process is slow to touch.
         room_CV = hidden_ND.new_empty(min(chunk, len(hidden_ND)), len(head))
         product_VD = torch.empty_like(head) if wants_head else None
@@ -150,7 +150,7 @@ class _ChunkedSums(torch.autograd.Function):
                         grad_head_VD.copy_(product_VD)
                     else:
                         grad_head_VD.add_(product_VD)
-        ctx.gradients = grad_hidden_ND, grad_head_VD
+        ctx.gradients = grad_hidden_ND, None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype)
         return total
 
     @staticmethod

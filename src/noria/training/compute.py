@@ -1,7 +1,7 @@
 """How a model computes while it trains: bf16 products, compiled blocks, recomputed activations. Applied from outside.
 
-The weights, their gradients and the optimiser stay in fp32, unless `weights_in` keeps them in bf16; what is not
-differentiated (evaluations, sampling) computes as ever.
+The weights, their gradients and the optimiser stay in fp32, and what is not differentiated (evaluations, sampling)
+computes as ever; unless `bf16_weights.py` keeps them in bf16, of which products can only be made in bf16.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from noria.model import Transformer
-from noria.training.parallel import ALONE, Ranks
+from noria.training.bf16_weights import has_bf16_weights
 
 Precision = Literal["float32", "bfloat16"]
 
-# Queries in bf16 are normalised by weights in fp32: PyTorch tells that its fused norm can't do it; the plain one does.
+# Of queries in bf16 and norms in fp32: PyTorch warns that its fused norm can't mix them, and uses the plain one.
 warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 
 
@@ -42,16 +42,15 @@ def computing(
     was_patched = "hidden" in vars(model)
 
     def hidden(tokens_BT: Tensor, *others: Any, **named: Any) -> Tensor:
-        is_plain = not torch.is_grad_enabled() or named.get("cache") is not None
-        if is_plain and not is_mixed:
-            return plain(tokens_BT, *others, **named)
+        if not torch.is_grad_enabled() or named.get("cache") is not None:
+            with torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=needs_autocast):
+                return plain(tokens_BT, *others, **named)
         with _blocks(model, forwards), torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=is_low):
             states = plain(tokens_BT, *others, **named)
         return states.to(torch.bfloat16) if is_low else states
 
     is_low = precision == "bfloat16"
-    # Matrices in bf16 beside states and norms in fp32: only autocast multiplies these.
-    is_mixed = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+    needs_autocast = has_bf16_weights(model)
     if not (is_low or compiled or recompute_activations):
         yield
         return
@@ -65,28 +64,6 @@ def computing(
             model.hidden = plain  # type: ignore[method-assign]
         else:
             del model.hidden
-
-
-@contextmanager
-def weights_in(model: Transformer, precision: Precision, ranks: Ranks = ALONE) -> Iterator[None]:
-    """Within it, the matrices that are trained lie in `precision`; after it, in fp32 again.
-
-    In bf16 they, their gradients and moments take half the memory; what is frozen, and vectors (norms, biases), stay as
-    they are. Raises ValueError on several ranks.
-    """
-    if precision == "float32":
-        yield
-        return
-    if ranks.count > 1:
-        raise ValueError('weight_precision = "bfloat16" trains in one process only: leave it out on several ranks')
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2 and parameter.requires_grad]
-    try:
-        for parameter in matrices:
-            parameter.data, parameter.grad = parameter.data.to(torch.bfloat16), None
-        yield
-    finally:
-        for parameter in matrices:
-            parameter.data, parameter.grad = parameter.data.float(), None
 
 
 def is_compiled(model: Transformer) -> bool:

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from noria.model import Transformer, balance_experts
 from noria.training.batch import TokenBatch
-from noria.training.compute import Precision, computing, weights_in
+from noria.training.bf16_weights import weights_in
+from noria.training.compute import Precision, computing
 from noria.training.guard import GuardConfig
 from noria.training.heap import kept_mapped
 from noria.training.objectives import Objective
@@ -60,7 +61,7 @@ class LoopConfig(BaseModel):
     @model_validator(mode="after")
     def _products_fit_weights(self) -> LoopConfig:
         if self.weight_precision == "bfloat16" and self.precision == "float32":
-            raise ValueError("weight_precision bfloat16 needs precision bfloat16: products are made of what is kept")
+            raise ValueError('weight_precision = "bfloat16" needs precision = "bfloat16": set it, or leave both out')
         return self
 
     def optimizer(self, model: Transformer) -> MuonAdamW:
@@ -102,8 +103,8 @@ def train(
     how = computing(
         model, config.precision, compiled=config.compile, recompute_activations=config.recompute_activations
     )
-    kept = weights_in(model, config.weight_precision, progress.ranks)
-    with kept_mapped(), kept, how, Run(model, optimizer, progress, config.guard, config.steps) as run:
+    stored = weights_in(model, config.weight_precision, progress.ranks)
+    with kept_mapped(), stored, how, Run(model, optimizer, progress, config.guard, config.steps) as run:
         watch = Watch(model, optimizer, config.guard, config.micro_batch_rows, objective, progress.ranks, run.tell)
         watch.remember()
         while (step := len(run.history)) < config.steps + run.made_up:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from noria.training.parallel import local, share, whole
-from noria.training.rounding import in_blocks, store
+from noria.training.rounding import in_blocks, write_rounded
 
 # Newton-Schulz coefficients that push singular values into about [0.7, 1.2] in five iterations (Jordan 2024, Muon).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -31,9 +31,9 @@ class MuonAdamW(torch.optim.Optimizer):
     Decay applies to hidden matrices only: norms, embedding and head are not pulled to zero. Without `muon`, AdamW steps
     the hidden matrices too, with their decay.
 
-    Weights may be kept in bf16 (`compute.weights_in`), and their moments are then too. An update is computed in fp32,
-    and what does not fit into 8 bits is rounded up or down at random, in proportion: to the nearest, an update smaller
-    than 2^-9 of its weight would be lost, every time (arXiv 1502.02551, 2010.06192).
+    Weights may be kept in bf16 (`bf16_weights.py`), and their moments are then too. An update is computed in fp32, and
+    what does not fit into 8 bits is rounded up or down at random, in proportion: to the nearest, an update smaller than
+    2^-9 of its weight would be lost, every time (arXiv 1502.02551, 2010.06192).
     """
 
     def __init__(
@@ -94,10 +94,11 @@ class MuonAdamW(torch.optim.Optimizer):
                 assert parameter.grad is not None
                 state = self._moments(parameter, "muon")
                 state["step"] += 1
-                gradient, momentum = local(parameter.grad), local(state["momentum"])
+                gradient, momentum = local(parameter.grad).float(), local(state["momentum"]).float()
                 momentum.lerp_(gradient, 1.0 - group["momentum"])
                 nesterov = torch.lerp(gradient, momentum, group["momentum"])
                 updates.append(whole(nesterov, like=parameter))
+                write_rounded(local(state["momentum"]), momentum, state["step"])
             scale = 0.2 * max(shape[-2:]) ** 0.5
             stacked = torch.stack(updates)
             turned = orthogonalise(stacked.flatten(0, -3), dtype=self._products).view_as(stacked)
@@ -105,7 +106,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 own = local(parameter)
                 moved = own.float().mul_(1.0 - group["lr"] * group["weight_decay"])
                 moved.add_(share(update, like=parameter), alpha=-group["lr"] * scale)
-                store(own, moved, self.state[parameter]["step"])
+                write_rounded(own, moved, self.state[parameter]["step"])
 
     def _adamw(self, group: dict, parameters: list[Tensor]) -> None:
         """PyTorch's own, which passes over memory once."""
@@ -115,13 +116,12 @@ class MuonAdamW(torch.optim.Optimizer):
             assert parameter.grad is not None
             state = self._moments(parameter, "adamw")
             tensors = (local(parameter), local(parameter.grad), local(state["first"]), local(state["second"]))
-            for kept in zip(*map(in_blocks, tensors), strict=True):
-                own, gradient, first, second = (part.float() for part in kept)  # themselves, where they are in fp32
-                before = torch.tensor(float(state["step"]), device=own.device)
-                adamw([own], [gradient], [first], [second], [], [before], **settings)
-                store(kept[0], own, state["step"])
-                kept[2].copy_(first)
-                kept[3].copy_(second)
+            for block in zip(*map(in_blocks, tensors), strict=True):
+                own, gradient, first, second = (part.float() for part in block)  # themselves, where they are in fp32
+                step_before = torch.tensor(float(state["step"]), device=own.device)
+                adamw([own], [gradient.contiguous()], [first], [second], [], [step_before], **settings)
+                for place, value in ((block[0], own), (block[2], first), (block[3], second)):
+                    write_rounded(place, value, state["step"])
             state["step"] += 1
 
 

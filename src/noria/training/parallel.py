@@ -148,7 +148,8 @@ def sum_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
 
 def gradient_norm(parameters: Iterable[Tensor], ranks: Ranks = ALONE) -> Tensor:
     """The Euclidean norm over all gradients, over all shards too, as a scalar tensor."""
-    norms = [local(parameter.grad).norm() for parameter in parameters if parameter.grad is not None]
+    gradients = (local(parameter.grad) for parameter in parameters if parameter.grad is not None)
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
     norm = torch.stack(norms).norm()
     if ranks.sharded:
         square = norm.double().square()

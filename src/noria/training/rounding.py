@@ -1,4 +1,4 @@
-"""Numbers computed in fp32, written where they are kept: in fp32 as they are, in bf16 rounded at random."""
+"""Numbers computed in fp32, written to where they are kept: in fp32 as they are, in bf16 rounded at random."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from torch import Tensor
 STEP_BLOCK = 1 << 17
 
 
-def store(kept: Tensor, value: Tensor, step: int) -> None:
-    """Write fp32 numbers where they are kept; `value` is used up. Into bf16 they are rounded at random, without bias.
+def write_rounded(target: Tensor, value: Tensor, step: int) -> None:
+    """Write numbers in fp32 to `target`; `value` is used up. Into bf16 they are rounded at random, without bias.
 
     The upper half of a fp32 number is a bf16 number: a random lower half is added, and what remains below is cut off.
-    A step's random numbers are drawn once and serve every block: each weight sees them independently from step to step.
+    A step's random numbers are drawn once and serve every block and run: each weight sees other ones from step to step.
     """
-    if kept.dtype == torch.float32:
-        kept.copy_(value)  # nothing to do where they are the same
+    if target.dtype == torch.float32:
+        target.copy_(value)  # where they are one tensor: marks it as written, by which an engine notices (fingerprint)
         return
-    bits = value.view(torch.int32)
-    for target, part in zip(in_blocks(kept), in_blocks(bits), strict=True):
+    for place, part in zip(in_blocks(target), in_blocks(value.view(torch.int32)), strict=True):
         noise = _noise(step, part.device)
         noise = noise if part.numel() <= len(noise) else noise.repeat(-(-part.numel() // len(noise)))
         part.add_(noise[: part.numel()].view_as(part)).bitwise_and_(-1 << 16)
-        target.copy_(part.view(torch.float32))
+        place.copy_(part.view(torch.float32))
 
 
 @lru_cache(maxsize=1)
