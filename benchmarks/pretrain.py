@@ -66,13 +66,15 @@ class Contestant:
         return f"{self.kind} ({self.variant})"
 
 
-OURS, LOW, MUON, DOCUMENTS = (Contestant("ours", name) for name in ("autocast", "bf16 weights", "muon", "documents"))
+OURS, OURS_BF16, MUON, DOCUMENTS = (
+    Contestant("ours", name) for name in ("autocast", "bf16 weights", "muon", "documents")
+)
 MATMULS = Contestant("matmuls", "bfloat16")
 KINDS = ("transformers", "litgpt")
 # Who takes turns with whom; all at once would not fit in memory at the largest size.
 GROUPS: Sequence[Sequence[Contestant]] = (
     (OURS, MATMULS, *(Contestant(kind, "autocast") for kind in KINDS)),
-    (LOW, *(Contestant(kind, "bf16 weights") for kind in KINDS)),
+    (OURS_BF16, *(Contestant(kind, "bf16 weights") for kind in KINDS)),
     (OURS, MUON, DOCUMENTS),
 )
 
@@ -182,8 +184,8 @@ def group_rows(size: str, case: Case, timed: Mapping[Contestant, Timed]) -> list
         return paired_row(f"{size}: {what}", timed[theirs].name, *rates, "tokens/s", lower_is_better=False)
 
     rows = []
+    own = OURS_BF16 if OURS_BF16 in timed else OURS
     for peer in (each for each in timed if each.kind in KINDS):
-        own = LOW if LOW in timed else OURS
         ours, theirs = timed[own].peak_bytes, timed[peer].peak_bytes
         rows.append(speed("speed", own, peer))
         rows.append(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from noria.artifacts import Numerics, Step, StepContext
 from noria.stages.precision import Precision, Precisions, precision_for
+
+if TYPE_CHECKING:
+    from noria.training import LoopConfig
 
 STAGE = "s4_pretraining"
 
@@ -91,7 +94,6 @@ def _run(context: StepContext) -> Mapping[str, Any]:
     from noria.data.tokenizer import Tokenizer
     from noria.model import ModelConfig, Transformer, save_model
     from noria.stages.training_progress import training_progress
-    from noria.training import GuardConfig, LoopConfig
     from noria.training.heldout import Heldout
     from noria.training.pretraining import pretrain
     from noria.training.worker import Job, layout_for, pretrain_together
@@ -103,17 +105,7 @@ def _run(context: StepContext) -> Mapping[str, Any]:
     length = plan["sequence_length"]
     stream = TokenStream(shards, weights, length, plan["batch_tokens"] // length, config.seed)
     stream.refuse_other_tokenizer(Tokenizer.load(tokenizer_json).digest)
-    loop = LoopConfig(
-        steps=plan["steps"],
-        learning_rate=plan["learning_rate"] if config.learning_rate == "auto" else config.learning_rate,
-        schedule=plan["schedule"]["name"],
-        warmup_steps=plan["schedule"]["warmup_steps"],
-        decay_share=plan["schedule"]["decay_share"],
-        weight_decay=config.weight_decay,
-        micro_batch_rows=config.micro_batch_rows,
-        **config.model_dump(include=set(Speed.model_fields)),
-        guard=GuardConfig(spikes=True, make_up=True),
-    )
+    loop = _loop(config, plan)
     model = Transformer(ModelConfig(**plan["model"]), seed=config.seed)
     progress = training_progress(context, plan["batch_tokens"], "tokens")
     assert context.numerics is not None
@@ -155,3 +147,19 @@ def _run(context: StepContext) -> Mapping[str, Any]:
         "predicted_low": plan["predicted_loss"]["low"],
         "predicted_high": plan["predicted_loss"]["high"],
     }
+
+
+def _loop(config: Identity, plan: Mapping[str, Any]) -> LoopConfig:
+    from noria.training import GuardConfig, LoopConfig
+
+    return LoopConfig(
+        steps=plan["steps"],
+        learning_rate=plan["learning_rate"] if config.learning_rate == "auto" else config.learning_rate,
+        schedule=plan["schedule"]["name"],
+        warmup_steps=plan["schedule"]["warmup_steps"],
+        decay_share=plan["schedule"]["decay_share"],
+        weight_decay=config.weight_decay,
+        micro_batch_rows=config.micro_batch_rows,
+        **config.model_dump(include=set(Speed.model_fields)),
+        guard=GuardConfig(spikes=True, make_up=True),
+    )
