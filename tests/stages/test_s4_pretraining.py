@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from torch._inductor import cpp_builder, exc
 
-from noria.stages import s4_pretraining
+from noria.stages import precision
 from noria.stages.s4_pretraining import Config, SpeedIdentity, base_model
 
 INPUTS = [SimpleNamespace(key=name) for name in ("plan", "shards", "tokenizer")]
@@ -36,7 +37,15 @@ def test_bf16_weights_are_refused_before_anything_runs(monkeypatch):
     for wrong in ({"precision": "float32"}, {"precision": "bfloat16", "processes": 2}):
         with pytest.raises(ValueError, match="weight_precision"):
             Config(weight_precision="bfloat16", **wrong)
-    asked = Config(precision="auto", weight_precision="bfloat16")
-    monkeypatch.setattr(s4_pretraining, "precision_for", lambda asked: "float32")  # a processor without units for it
-    with pytest.raises(ValueError, match='needs precision = "bfloat16"'):
-        base_model(asked, *INPUTS, seed=0, threads=1)
+    monkeypatch.setattr(precision, "BF16_UNITS", ())  # a processor without units for it
+    with pytest.raises(ValueError, match="this processor has no units for it, so auto is float32"):
+        Config(precision="auto", weight_precision="bfloat16")
+
+
+def test_compilation_without_a_compiler_is_refused_before_anything_runs(monkeypatch):
+    def none():
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    with pytest.raises(ValueError, match=r"install g\+\+"):
+        Config(compile=True)

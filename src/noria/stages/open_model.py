@@ -117,7 +117,7 @@ def reinforced(
 ) -> Step:
     """A model folder, with history.json (a row a step: the reward and what it was watched by)."""
     chosen = {**config.model_dump(), "precision": precision_for(config.precision)}
-    if GrpoSection(**chosen).weight_precision == "float32":  # checked anew: "auto" may have come to float32
+    if config.weight_precision == "float32":
         del chosen["weight_precision"]
     kind = LowIdentity if "weight_precision" in chosen else ReinforcedIdentity
     identity = kind(**chosen, graders=grader.versions, seed=seed)

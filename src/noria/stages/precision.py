@@ -28,8 +28,9 @@ class Precisions(BaseModel):
 
     @model_validator(mode="after")
     def _check_precisions(self) -> Self:
-        if self.weight_precision == "bfloat16" and self.precision == "float32":
-            raise ValueError('weight_precision = "bfloat16" needs precision = "bfloat16": set it, or leave both out')
+        if self.weight_precision == "bfloat16" and precision_for(self.precision) == "float32":
+            why = " (this processor has no units for it, so auto is float32)" if self.precision == "auto" else ""
+            raise ValueError(f'weight_precision = "bfloat16" needs precision = "bfloat16"{why}')
         return self
 
 

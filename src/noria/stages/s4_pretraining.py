@@ -55,9 +55,13 @@ class Config(Choices, Speed):
     )
 
     @model_validator(mode="after")
-    def _check_processes(self) -> Self:
+    def _check_machine(self) -> Self:
         if self.weight_precision == "bfloat16" and self.processes > 1:
             raise ValueError('weight_precision = "bfloat16" trains in one process: set processes = 1, or leave it out')
+        if self.compile:  # so that what is missing is told before anything runs
+            from noria.training.compute import check_compiler
+
+            check_compiler()
         return self
 
 
@@ -74,7 +78,6 @@ class SpeedIdentity(Speed, Identity):
 def base_model(config: Config, plan: Step, shards: Step, tokenizer: Step, seed: int, threads: int) -> Step:
     """content: the model folder, history.json (a row a step) and heldout.json (loss and bits per byte by source)."""
     asked = config.model_dump(include=set(Speed.model_fields))
-    # Checked anew: what "auto" comes to may not go with the rest.
     speed = Speed.model_validate({**asked, "precision": precision_for(config.precision)})
     choices = {**config.model_dump(include=set(Choices.model_fields)), "seed": seed}
     return Step(
