@@ -48,6 +48,25 @@ def test_an_imported_model_answers_tasks(tmp_path: Path, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["items"] == 1
 
 
+def test_a_folder_of_transformers_answers_as_it_is(tmp_path: Path, capsys) -> None:
+    """As the one that noria rft leaves; what is made of it lies elsewhere."""
+    ours = write_model(tmp_path / "ours")
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text('{"prompt": "What is 2 + 2?", "answer": "4", "grader": "maths"}\n')
+    assert status_of(["export", str(ours), str(tmp_path / "theirs")]) == 0
+    there = sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    capsys.readouterr()
+    assert status_of(["eval", str(tmp_path / "theirs"), str(tasks), "--max-tokens", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["items"] == 1
+    assert sorted(path.name for path in (tmp_path / "theirs").iterdir()) == there
+
+
+def test_a_folder_of_transformers_that_can_not_be_read_says_why(tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    assert status_of(["eval", str(tmp_path)]) != 0
+    assert "mamba" in capsys.readouterr().err
+
+
 def test_what_can_not_be_converted_exits_with_2_and_leaves_nothing(tmp_path: Path, capsys) -> None:
     (tmp_path / "notes.txt").write_text("no model")
     assert status_of(["import", str(tmp_path / "notes.txt"), str(tmp_path / "out")]) == 2

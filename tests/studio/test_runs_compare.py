@@ -43,3 +43,16 @@ def test_the_command_prints_both(store, tmp_path, capsys):
     assert status_of(["runs", "compare", "1", "2", "--store", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "same artifact" in out and "-0.5" in out
+
+
+def test_the_runs_of_a_store_are_listed_and_looking_makes_no_store(store, tmp_path, capsys):
+    assert status_of(["runs", "list", "--store", str(tmp_path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["run"], row["name"], row["steps"]) for row in rows] == [
+        (1, "nano", {"made": 2}),
+        (2, "nano", {"made": 2}),
+    ]
+    assert status_of(["runs", "list", "--store", str(tmp_path)]) == 0
+    assert "2 made" in capsys.readouterr().out
+    assert status_of(["runs", "list", "--store", str(tmp_path / "none")]) == 0
+    assert not (tmp_path / "none").exists()

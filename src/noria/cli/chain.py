@@ -35,6 +35,9 @@ def run(
         str | None,
         typer.Option("--from", metavar="STAGE", help="From the first step of this stage (or from a step) on."),
     ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="STAGE", help="To the last step of this stage (or to a step).")
+    ] = None,
     set_: SetOption = None,
     turn: TurnOption = 1,
     traffic: TrafficOption = None,
@@ -60,7 +63,7 @@ def run(
     if traffic:
         _import_traffic(traffic, turn, opened)
     loaded, steps = load_steps(recipe, set_, turn, opened)
-    steps = select(steps, only, from_)
+    steps = select(steps, only, from_, to)
     screen = console()
     trained = next((step.key for step in steps if step.name == "grpo"), "")
     live = LiveRun(steps, screen, lambda: training_view(opened, trained))
@@ -69,7 +72,9 @@ def run(
     )
     try:
         with live:
-            made = executor.run(steps, loaded.model_dump(mode="json"), whole=only is None and from_ is None)
+            made = executor.run(
+                steps, loaded.model_dump(mode="json"), whole=only is None and from_ is None and to is None
+            )
     except Interrupted:
         screen.print(live.table({}))
         raise

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import json
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +17,7 @@ from noria.artifacts.aliases import AliasMove
 from noria.artifacts.lineage import Reached, closure, downstream, forget
 from noria.recipe import OpenModelRecipe, Recipe
 from noria.studio.live import stage_word
+from noria.studio.output import notices
 
 
 def run_name(recipe: Recipe | OpenModelRecipe, turn: int) -> str:
@@ -20,15 +25,20 @@ def run_name(recipe: Recipe | OpenModelRecipe, turn: int) -> str:
     return recipe.run.name if turn == 1 else f"{recipe.run.name}.turn{turn}"
 
 
-def select(steps: Sequence[Step], only: str | None, start: str | None) -> list[Step]:
-    """The steps of `only`, of those from `start` on; each a stage (4, s4, pretraining, s4_pretraining) or a step.
+def select(steps: Sequence[Step], only: str | None, start: str | None, end: str | None = None) -> list[Step]:
+    """The steps of `only`, of those from `start` to `end`; each a stage (4, s4, pretraining, s4_pretraining) or a step.
 
-    "From" goes by the order of the run: it keeps what follows the first step of that stage.
+    "From" and "to" go by the order of the run: from the first step of a stage, to the last one of a stage.
     """
     chosen = list(steps)
+    if end is not None:
+        last = max(index for index, step in enumerate(steps) if step in _named(steps, end))
+        chosen = chosen[: last + 1]
     if start is not None:
         first = min(index for index, step in enumerate(steps) if step in _named(steps, start))
-        chosen = chosen[first:]
+        chosen = [step for step in chosen if step in steps[first:]]
+        if not chosen:
+            raise Unknown(f"--from {start} --to {end} leave no step")
     if only is not None:
         wanted = _named(steps, only)
         chosen = [step for step in chosen if step in wanted]
@@ -69,7 +79,24 @@ def model_folder(reference: str, store: Store) -> Path:
         folder = Path(reference)
     if not (folder / "config.json").is_file():
         raise Unknown(f"{reference} is no model: {folder} has no config.json")
-    return folder
+    return _readable(folder)
+
+
+def _readable(folder: Path) -> Path:
+    """`folder`, or of one of `transformers` what noria makes of it, in a folder that goes when the process ends."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return folder  # whoever loads it says what is wrong
+    if "architecture" in config or "model_type" not in config:
+        return folder
+    from noria.model.huggingface import import_model
+
+    made = Path(tempfile.mkdtemp(prefix="noria-import-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    with notices().status(f"importing {folder}, for this once (noria import keeps it)"):
+        import_model(folder, made)
+    return made
 
 
 def logged_user(user: str) -> str:

@@ -1,4 +1,4 @@
-"""Two runs side by side: which steps are the same artifact, and how the metrics of the others ended."""
+"""The runs of a store; two of them side by side: which steps are the same artifact, how the metrics of others ended."""
 
 from __future__ import annotations
 
@@ -56,16 +56,42 @@ def _difference(pair: MetricPair) -> str:
 
 
 runs_app = typer.Typer(help="Look at runs.", no_args_is_help=True, rich_markup_mode=None)
+StoreOption = Annotated[
+    Path | None,
+    typer.Option("--store", envvar="NORIA_STORE", help="Folder of the artifacts; ./store if not given."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value for scripts.")]
+
+
+@runs_app.command(name="list", epilog="Example: noria runs list")
+def runs_list(store: StoreOption = None, json_: JsonOption = False) -> int:
+    """Every run of the store: its number, recipe, start, how it ended, what it made and what it reused."""
+    from rich.table import Table
+
+    from noria.artifacts import Store
+
+    opened = Store(store)
+    rows = []
+    for run in opened.runs.runs() if opened.exists() else []:
+        statuses = [step["status"] for step in opened.runs.steps(run["run"])]
+        counts = {status: statuses.count(status) for status in sorted(set(statuses))}
+        rows.append({**{name: run[name] for name in ("run", "name", "status", "started", "finished")}, "steps": counts})
+    if json_:
+        return print_json(rows)
+    table = Table("run", "recipe", "started", "status", "steps")
+    for row in rows:
+        steps = ", ".join(f"{count} {status}" for status, count in row["steps"].items())
+        table.add_row(str(row["run"]), row["name"], row["started"][:19].replace("T", " "), row["status"], steps)
+    console().print(table if rows else f"{opened.root} has no runs yet")
+    return 0
 
 
 @runs_app.command(name="compare", epilog="Example: noria runs compare 3 5")
 def runs_compare(
     left: Annotated[int, typer.Argument(help="A run's number.")],
     right: Annotated[int, typer.Argument(help="Another's.")],
-    store: Annotated[
-        Path | None, typer.Option("--store", envvar="NORIA_STORE", help="Folder of the artifacts.")
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON value for scripts.")] = False,
+    store: StoreOption = None,
+    json_: JsonOption = False,
 ) -> int:
     """How each metric of two runs ended: the mean over the last tenth of its steps."""
     from rich.table import Table

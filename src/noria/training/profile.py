@@ -126,6 +126,8 @@ def main() -> None:
     if options.steps < 4:
         parser.error("--steps must be at least 4: two warm up, one is profiled")
     model = Transformer(read_config(options.folder)[0] if options.folder else ModelConfig(**json.loads(options.shape)))
+    if options.weight_precision == "bfloat16" and options.precision == "float32":
+        parser.error("--weight-precision bfloat16 needs --precision bfloat16")
     length = options.length or model.config.context
     config = LoopConfig(
         steps=options.steps,
