@@ -31,6 +31,7 @@ def test_settings_of_speed_are_identity_only_where_they_are_not_the_default():
     assert plain.key == spelled.key != fast.key
     assert "compile" not in plain.canonical_config and fast.canonical_config["weight_precision"] == "bfloat16"
     assert isinstance(fast.config, SpeedIdentity)
+    assert (fast.numerics.dtype, fast.numerics.compile) == ("bfloat16", True)
 
 
 def test_bf16_weights_are_refused_before_anything_runs(monkeypatch):

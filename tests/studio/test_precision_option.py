@@ -43,7 +43,6 @@ def test_chat_answers_in_the_precision_asked_for(tmp_path: Path, capsys, monkeyp
     folder = write_tiny_model(tmp_path / "model")
     lines = iter(["hello", "/quit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    monkeypatch.setattr(gateway.chat_terminal, "__defaults__", (0, "float32", input, print))
     assert status_of(["chat", str(folder), "--precision", precision]) == 0
     assert built == [(precision, True)] and len(capsys.readouterr().out.splitlines()) >= 2
 

@@ -87,16 +87,19 @@ def evaluate(
 def chat(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a key or an alias.")] = "release/prod",
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens a reply.")] = 512,
+    system: Annotated[str, typer.Option(help="The system message, if any.")] = "",
     precision: ComputingOption = Computing.float32,
     store: StoreOption = None,
 ) -> int:
-    """Talk to a model in the terminal. Nothing is logged."""
+    """Talk to a model in the terminal; replies appear as they are sampled. Nothing is logged."""
     from noria.studio.lookup import model_folder
 
     folder = model_folder(model, open_store(store))
-    from noria.deployment.gateway import chat_terminal
+    from noria.deployment.chat_terminal import ChatOptions, chat_terminal
 
-    chat_terminal(folder, seed, precision.value)
+    chat_terminal(folder, ChatOptions(seed, temperature, max_tokens, system, precision.value))
     return OK
 
 

@@ -34,7 +34,7 @@ from noria.inference.openai_api import ChatServer, ServerLimits
 from noria.inference.serving import ServedRequest
 from noria.inference.weights import Precision
 from noria.model import load_model
-from noria.types import Message, digest, seed_of
+from noria.types import digest
 
 DEFAULT_ROWS = 32  # choices decoded together, as far as the cache holds them
 DRAIN_SECONDS = 30.0  # running replies get this long to end when the server is stopped
@@ -226,48 +226,3 @@ def background(model_folder: Path, options: GatewayOptions, redact: Redactor | N
         finally:
             server.should_exit = True
             thread.join(options.drain_seconds + 15)
-
-
-def chat_terminal(
-    model_folder: Path,
-    seed: int = 0,
-    precision: Precision = "float32",
-    read: Callable[[str], str] = input,
-    write: Callable[[str], object] = print,
-) -> None:
-    """A conversation in the terminal, with nothing logged. /new starts over, /quit (or Ctrl-D) ends."""
-    from noria.inference import Request, SamplingParams
-
-    model = load_model(model_folder)
-    tokenizer = load_chat_tokenizer(model_folder)
-    engine = Engine(model, tokenizer.end, max_rows=1, precision=precision, consume_model=True)
-    write("Type a message; /new starts over, /quit ends.")
-    messages: list[Message] = []
-    while True:
-        try:
-            text = read("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            return
-        if text == "/quit":
-            return
-        if text == "/new":
-            messages = []
-            continue
-        if not text:
-            continue
-        messages.append(Message("user", text))
-        prompt_ids = tokenizer.render(messages)
-        if len(prompt_ids) >= engine.context:
-            write(f"The conversation has {len(prompt_ids)} tokens, the context {engine.context}: /new starts over.")
-            messages.pop()
-            continue
-        room, turn_seed = engine.context - len(prompt_ids), seed_of(seed, len(messages))
-        params = SamplingParams(max_tokens=room, seed=turn_seed, stop_ids=tokenizer.ends)
-        reply = tokenizer.decode(engine.generate([Request(prompt_ids, params)])[0].token_ids)
-        messages.append(Message("assistant", reply))
-        write(printable(reply))
-
-
-def printable(text: str) -> str:
-    """`text` without control characters: a model may not move the cursor or rewrite the screen."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)

@@ -88,7 +88,7 @@ def base_model(config: Config, plan: Step, shards: Step, tokenizer: Step, seed: 
         config=Identity(**choices) if speed == Speed() else SpeedIdentity(**choices, **speed.model_dump()),
         inputs={"plan": plan, "shards": shards, "tokenizer": tokenizer},
         run=_run,
-        numerics=Numerics(threads=threads, world_size=config.processes),
+        numerics=Numerics(speed.precision, threads, config.processes, speed.compile),
     )
 
 
