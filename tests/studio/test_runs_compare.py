@@ -55,4 +55,5 @@ def test_the_runs_of_a_store_are_listed_and_looking_makes_no_store(store, tmp_pa
     assert status_of(["runs", "list", "--store", str(tmp_path)]) == 0
     assert "2 made" in capsys.readouterr().out
     assert status_of(["runs", "list", "--store", str(tmp_path / "none")]) == 0
+    assert status_of(["runs", "compare", "1", "2", "--store", str(tmp_path / "none")]) != 0
     assert not (tmp_path / "none").exists()

@@ -98,7 +98,10 @@ def runs_compare(
 
     from noria.artifacts import Store
 
-    pairs = compare(Store(store).runs, left, right)
+    opened = Store(store)
+    if not opened.exists():
+        raise Unknown(f"{opened.root} is no store: name the one of the runs with --store")
+    pairs = compare(opened.runs, left, right)
     if json_:
         return print_json([asdict(pair) for pair in pairs])
     table = Table("step", "metric", f"run {left}", f"run {right}", "difference")
