@@ -61,6 +61,24 @@ def test_a_folder_of_transformers_answers_as_it_is(tmp_path: Path, capsys) -> No
     assert sorted(path.name for path in (tmp_path / "theirs").iterdir()) == there
 
 
+def test_a_grader_of_ones_own_grades_as_it_does_in_rft(tmp_path: Path, capsys) -> None:
+    ours = write_model(tmp_path / "ours")
+    rows = [{"id": str(i), "prompt": f"Name a word, {i}.", "answer": f"word {i}"} for i in range(4)]
+    tasks, grader = tmp_path / "tasks.jsonl", tmp_path / "grader.json"
+    tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = {"input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
+    grader.write_text(json.dumps({"type": "string_check", "name": "exact", "operation": "eq", **text}))
+    asked = ["eval", str(ours), str(tasks), "--grader", str(grader), "--max-tokens", "3"]
+    assert status_of([*asked, "--out", str(tmp_path / "items.jsonl"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["items"] == 4
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert [item["correct"] for item in items] == [False] * 4 and items[0]["grader"].startswith("language ")
+    # What every answer passes is no grader, and a grader without tasks grades nothing.
+    grader.write_text(json.dumps({"type": "string_check", "name": "any", "operation": "like", **text, "reference": ""}))
+    assert status_of(asked) == 2
+    assert status_of(["eval", str(ours), "--grader", str(grader)]) == 2
+
+
 def test_a_folder_of_transformers_that_can_not_be_read_says_why(tmp_path: Path, capsys) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     assert status_of(["eval", str(tmp_path)]) != 0

@@ -50,11 +50,17 @@ class Precision(StrEnum):
     Q8_0 = "Q8_0"
 
 
-@app.command(name="eval", epilog="Example: noria eval release/prod my_tasks.jsonl")
+@app.command(
+    name="eval",
+    epilog="Examples: noria eval release/prod my_tasks.jsonl    noria eval better/model new.jsonl --grader grader.json",
+)
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, a key, an alias or a step's name.")],
     tasks: Annotated[
         Path | None, typer.Argument(metavar="TASKS", help="Tasks in JSON Lines; the built-in families if left out.")
+    ] = None,
+    grader: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A grader as of noria rft, for all of TASKS.")
     ] = None,
     per_domain: Annotated[int, typer.Option(min=1, help="Without TASKS: held-out tasks a domain.")] = 100,
     max_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens a reply.")] = 128,
@@ -72,11 +78,14 @@ def evaluate(
     from noria.studio.evaluate import Asked, evaluate_folder
     from noria.studio.lookup import model_folder
 
+    if grader and tasks is None:
+        raise typer.BadParameter("--grader grades TASKS: name a file of them")
     folder = model_folder(model, open_store(store))
     if out:
         make_room(out)
     started = time.monotonic()
-    summary = evaluate_folder(folder, Asked(tasks, per_domain, max_tokens, temperature, seed, precision.value), out)
+    asked = Asked(tasks, per_domain, max_tokens, temperature, seed, precision.value, grader)
+    summary = evaluate_folder(folder, asked, out)
     if json_:
         return print_json(summary)
     show.evaluation(console(), summary, time.monotonic() - started)
