@@ -69,6 +69,17 @@ def test_within_it_evaluations_compute_as_ever_and_after_it_everything_does():
     assert not any("forward" in vars(block) for block in model.blocks) and "hidden" not in vars(model)
 
 
+def test_within_it_an_evaluation_keeps_the_precision_of_whoever_asks():
+    """As an engine of a model with experts does, which computes the model's own passes in bf16."""
+    model, tokens = tiny(), full_batch().tokens_BT
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model.hidden(tokens)
+        with computing(model, "bfloat16", compiled=False, recompute_activations=False):
+            assert torch.equal(model.hidden(tokens), expected)
+    with torch.no_grad():
+        assert not torch.equal(model.hidden(tokens), expected)
+
+
 def test_a_bf16_run_learns_what_a_fp32_run_learns():
     losses = {}
     for precision in ("float32", "bfloat16"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -43,7 +43,9 @@ def computing(
 
     def hidden(tokens_BT: Tensor, *others: Any, **named: Any) -> Tensor:
         if not torch.is_grad_enabled() or named.get("cache") is not None:
-            with torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=needs_autocast):
+            # Whatever the caller computes in stays as it is where weights are in fp32.
+            mixed = torch.autocast(tokens_BT.device.type, torch.bfloat16) if needs_autocast else nullcontext()
+            with mixed:
                 return plain(tokens_BT, *others, **named)
         with _blocks(model, forwards), torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=is_low):
             states = plain(tokens_BT, *others, **named)
