@@ -16,13 +16,14 @@ from noria.cli.app import BAD_USE, FAILED, INTERRUPTED, OK, app
 
 # Each of these adds its commands to `app`, in the order of --help.
 from noria.cli import (  # isort: skip
-    chain, rft, env, traces, traces_again, records, models, import_tasks, mcp, recorded, upkeep, sandbox
+    chain, rft, graders, env, traces, traces_again, records, models, import_tasks, mcp, recorded, upkeep, sandbox
 )  # fmt: skip
 
 __all__ = [
     "app",
     "chain",
     "env",
+    "graders",
     "import_tasks",
     "main",
     "mcp",

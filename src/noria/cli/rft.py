@@ -1,4 +1,4 @@
-"""Reinforcement fine-tuning from one's own tasks and grader: noria rft, noria grader validate | run."""
+"""Reinforcement fine-tuning from one's own tasks and grader: noria rft."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noria.cli.app import NOT_RELEASED, OK, JsonOption, StoreOption, app, json_object, open_store
+from noria.cli.app import NOT_RELEASED, OK, JsonOption, StoreOption, app, open_store
 from noria.cli.models import Training, TrainingOption
 from noria.studio.output import console, notices, print_json
 
 if TYPE_CHECKING:
     from noria.artifacts import Artifact, Step, Store
-
-graders = typer.Typer(help="Graders of the JSON language: check one, try one.", no_args_is_help=True)
-app.add_typer(graders, name="grader")
-
-
-GraderFile = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A grader in JSON.")]
 
 
 @app.command(
@@ -130,34 +124,3 @@ def _said(results: dict[str, Any], out: Path) -> str:
     verdict = "better" if results["decision"] == "release" else f"not shown to be better ({results['decision']})"
     said = [f"\n{verdict}:", *lines, *(f"- {reason}" for reason in results["reasons"][1:])]
     return "\n".join([*said, f"{out}/model, {out}/report.html and {out}/results.json written"])
-
-
-@graders.command(epilog="Example: noria grader validate grader.json")
-def validate(file: GraderFile, json_: JsonOption = False) -> int:
-    """Check a grader and say which fields of a task its templates read."""
-    from noria.grading.grader_language import read, required_fields
-
-    grader = read(file)
-    fields = required_fields(grader)
-    if json_:
-        return print_json({"grader": grader.model_dump(mode="json"), "required_fields": fields})
-    typer.echo(
-        f"{file} is a valid {grader.type} grader; its templates read {', '.join(fields) or 'no field'} of a task"
-    )
-    return OK
-
-
-@graders.command(epilog="""Example: noria grader run grader.json --item '{"answer": "4"}' --sample 4""")
-def run(
-    file: GraderFile,
-    item: Annotated[str, typer.Option(help="The task, as a JSON object.")],
-    sample: Annotated[str, typer.Option(help="What the model said.")],
-) -> int:
-    """Grade one sample: reward, sub_rewards and typed errors as JSON. Exit code 1 where there is no reward."""
-    from noria.grading.grader_language import read
-    from noria.grading.grader_language import run as grade
-
-    grader = read(file)
-    result = grade(grader, json_object(item, "--item"), sample)
-    print_json(result)
-    return OK if result["reward"] is not None else 1
