@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,22 @@ def test_a_grader_that_hangs_is_refused(
 def test_a_prompt_longer_than_the_context_is_refused_before_training(
     job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job.tasks([{"prompt": f"say {word} " * 60, "answer": word} for word in words(80)])
+    rows = [{"prompt": f"say {word} fox", "answer": word} for word in words(80)]
+    rows[6]["prompt"] *= 60
+    job.tasks(rows)
     status, said = job.run(), capsys.readouterr().err
     assert status == FAILED, said
-    assert "leaves no room" in said and "context of 96" in said
+    assert re.search(
+        r"tasks\.jsonl:7: its prompt of \d{3} tokens leaves no room for a reply of 4 .* context of 96", said
+    )
+    assert "a prompt may have 92" in said and said.count("leaves no room") == 1
+    held = job.tasks([{"prompt": "hold " * 60 + word, "answer": word} for word in words(8)], "held.jsonl")
+    held.write_text("\n" + held.read_text())
+    assert job.run("--heldout", str(held)) == FAILED
+    said = capsys.readouterr().err
+    assert "tasks.jsonl:7: its prompt" in said and "held.jsonl:2: its prompt" in said
+    assert job.run("--max-tokens", "96") == FAILED
+    assert "a reply of 96 tokens leaves no room for a prompt" in capsys.readouterr().err
 
 
 def test_rewards_that_are_all_equal_stop_training_and_keep_what_was_made(
@@ -190,6 +203,16 @@ def test_too_few_tasks_to_hold_any_out_are_refused_unless_a_file_holds_them(
     assert job.run() == BAD_USE and "--heldout" in capsys.readouterr().err
     assert job.run("--heldout", str(job.tasks(rows[:9], "held.jsonl"))) == BAD_USE
     assert "held-out prompts are trained on too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_held_out_tasks_too_few_to_prove_anything_are_refused_before_any_work(
+    job: Job, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    held = job.tasks([{"prompt": f"hold {word}", "answer": word} for word in words(count)], "held.jsonl")
+    assert job.run("--heldout", str(held)) == BAD_USE
+    assert f"held.jsonl: {count} held-out tasks, and it takes 8 at least" in capsys.readouterr().err
+    assert not (job.folder / "out").exists()
 
 
 def test_the_split_depends_on_nothing_but_the_id() -> None:

@@ -24,11 +24,16 @@ SHOWN = 10  # problems of a file
 
 def read_rft_tasks(path: Path, grader: GraderRef, required: Sequence[str]) -> list[Task]:
     """The tasks of the file, in order. Raises TaskFileError with file, line and field of all that is wrong."""
+    return list(read_numbered(path, grader, required).values())
+
+
+def read_numbered(path: Path, grader: GraderRef, required: Sequence[str]) -> dict[int, Task]:
+    """The same by the number of the line, from 1."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TaskFileError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
-    tasks: list[Task] = []
+    tasks: dict[int, Task] = {}
     problems: list[str] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -39,7 +44,7 @@ def read_rft_tasks(path: Path, grader: GraderRef, required: Sequence[str]) -> li
             if task.id in seen:
                 raise ValueError(f"it repeats line {seen[task.id]} (id {task.id!r})")
             seen[task.id] = number
-            tasks.append(task)
+            tasks[number] = task
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
     if not tasks and not problems:
@@ -60,8 +65,13 @@ def split(tasks: Sequence[Task], path: Path) -> tuple[list[Task], list[Task]]:
     return train, held_out
 
 
-def refuse_overlap(train: Sequence[Task], held_out: Sequence[Task], path: Path) -> None:
-    """Raises TaskFileError where a held-out prompt is trained on."""
+def refuse_unfit(train: Sequence[Task], held_out: Sequence[Task], path: Path) -> None:
+    """Raises TaskFileError where the held-out tasks of `path` are too few to prove anything, or are trained on."""
+    if len(held_out) < LEAST_HELD_OUT:
+        raise TaskFileError(
+            f"{path}: {len(held_out)} held-out tasks, and it takes {LEAST_HELD_OUT} at least to prove anything: give "
+            "more, or leave --heldout out: then a fifth of the tasks is held out"
+        )
     trained = {task.messages for task in train}
     if both := [task for task in held_out if task.messages in trained]:
         raise TaskFileError(f"{path}: {len(both)} held-out prompts are trained on too, the first of task {both[0].id}")

@@ -141,7 +141,7 @@ def write(folder: Path, name: str, tasks: Sequence[Task]) -> None:
 
 
 def _read_files(tasks: Path, heldout: Path | None, grader: LanguageGrader) -> tuple[list[Task], list[Task]]:
-    from noria.evals.rft_tasks import read_rft_tasks, refuse_overlap, split
+    from noria.evals.rft_tasks import read_rft_tasks, refuse_unfit, split
     from noria.grading.grader_language import required_fields
 
     required = required_fields(grader.grader)
@@ -149,33 +149,45 @@ def _read_files(tasks: Path, heldout: Path | None, grader: LanguageGrader) -> tu
     if heldout is None:
         return split(train, tasks)
     held_out = read_rft_tasks(heldout, grader.ref, required)
-    refuse_overlap(train, held_out, heldout)
+    refuse_unfit(train, held_out, heldout)
     return train, held_out
 
 
 def _from_file(context: StepContext, grader: LanguageGrader) -> Mapping[str, Any]:
     from noria.data.chat_tokenizer import load_chat_tokenizer
     from noria.evals.instruction_tasks import instruction_tasks
-    from noria.evals.rft_tasks import refuse
+    from noria.evals.rft_tasks import read_numbered, refuse
+    from noria.grading.grader_language import required_fields
     from noria.model.folder import read_config
 
     config: FileIdentity = context.config
     train, held_out = _read_files(config._tasks, config._heldout, grader)
     folder = context.inputs["model"].content
-    tokenizer, most = load_chat_tokenizer(folder), read_config(folder)[0].context - config.max_tokens
-    lengths = [(task, len(tokenizer.render(task.messages))) for task in (*train, *held_out)]
-    refuse(
-        [
-            f"task {task.id}: its prompt of {length} tokens leaves no room for a reply of {config.max_tokens} in the "
-            f"model's context of {most + config.max_tokens}: shorten it, or lower the tokens of a reply"
-            for task, length in lengths
-            if length > most
-        ]
-    )
+    tokenizer, model_context = load_chat_tokenizer(folder), read_config(folder)[0].context
+    lengths = {
+        f"{path}:{number}": len(tokenizer.render(task.messages))
+        for path in (config._tasks, config._heldout)
+        if path
+        for number, task in read_numbered(path, grader.ref, required_fields(grader.grader)).items()
+    }
+    refuse(too_long(lengths, config.max_tokens, model_context))
     write(context.content, "train", train)
     write(context.content, "heldout", [replace(task, domain="heldout") for task in held_out])
     write(context.content, "format", instruction_tasks(config.format, config.seed, "format"))
     return {"train": len(train), "heldout": len(held_out), "format": config.format}
+
+
+def too_long(lengths: Mapping[str, int], reply: int, context: int) -> list[str]:
+    """What is wrong with prompts of so many tokens, each named by its file and line: room for a reply is needed too."""
+    most = context - reply
+    if most < 1:
+        return [f"a reply of {reply} tokens leaves no room for a prompt in the model's context of {context}: lower it"]
+    return [
+        f"{place}: its prompt of {length} tokens leaves no room for a reply of {reply} in the model's context of "
+        f"{context}, where a prompt may have {most}: shorten it, or lower the tokens of a reply"
+        for place, length in lengths.items()
+        if length > most
+    ]
 
 
 def _gym(context: StepContext) -> Mapping[str, Any]:
