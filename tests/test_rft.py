@@ -184,15 +184,16 @@ def test_a_prompt_longer_than_the_context_is_refused_before_training(
     assert "a reply of 96 tokens leaves no room for a prompt" in capsys.readouterr().err
 
 
-def test_rewards_that_are_all_equal_stop_training_and_keep_what_was_made(
+def test_rewards_that_are_all_equal_stop_the_run_before_the_model_is_measured(
     job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job.grader(EXACT)
     job.tasks([{"prompt": f"say {word} fox", "answer": f"never {word} said"} for word in words(50)])
-    assert job.run() == FAILED
-    assert "all 8 replies of the first step got the reward 0" in capsys.readouterr().err
-    assert job.run() == FAILED
-    assert "evaluate_before reused" in capsys.readouterr().out
+    for _ in range(2):
+        assert job.run() == FAILED
+        told = capsys.readouterr()
+        assert "evaluate_before failed: NoSignal: all 8 replies of the first step got the reward 0" in told.err
+        assert "evaluate_before made" not in told.out and "grpo" not in told.out
 
 
 def test_too_few_tasks_to_hold_any_out_are_refused_unless_a_file_holds_them(

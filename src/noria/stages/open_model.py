@@ -24,6 +24,7 @@ from noria.stages import s6_evaluation as s6
 from noria.stages import s9_deployment as s9
 from noria.stages.open_model_evaluation import EvaluationSection, candidates, evaluated, metrics_of
 from noria.stages.open_model_replies import load, roller, room_of
+from noria.stages.open_model_signal import FirstStep, refuse_without_signal
 from noria.stages.precision import AskedPrecision, Precision, Precisions, precision_for
 
 if TYPE_CHECKING:
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
     from noria.types import Score, Task, Trace
 
 STAGE = "s5_posttraining"
-
-
-class NoSignal(ValueError):
-    """The rewards say nothing, so training would only cost."""
 
 
 class _Section(BaseModel):
@@ -101,7 +98,8 @@ def journey(
 ) -> list[Step]:
     """All steps from an imported model and its tasks to a release, inputs before what reads them."""
     numerics = Numerics(threads=threads)
-    before = evaluated(evaluation, model, tasks, "before", grader, numerics)
+    first = FirstStep(grpo.prompts, grpo.group, grpo.max_tokens, precision_for(grpo.precision), seed)
+    before = evaluated(evaluation, model, tasks, "before", grader, numerics, first)
     trained = reinforced(grpo, model, tasks, grader, seed, numerics)
     after = evaluated(evaluation, trained, tasks, "after", grader, numerics)
     comparison = s6.compare(s6.Config.model_validate({}), {"before": before, "after": after})
@@ -164,7 +162,7 @@ def _reinforce(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[st
         return _share_right(grader.grade(held_out, traces), grader.threshold)
 
     def tell(step: int, asked: Sequence[Task], traces: Sequence[Trace], scores: Sequence[Score]) -> None:
-        _refuse_without_signal(step, scores)
+        refuse_without_signal(scores, step)
         context.event("samples", f"step {step}", step=step, samples=_samples(asked, traces, scores))
 
     settings = GrpoConfig(**config.model_dump(include=set(GrpoConfig.model_fields)))
@@ -202,19 +200,6 @@ def _publish(content: Path, model: Transformer, origin: Path) -> None:
 def _share_right(scores: Sequence[Score], threshold: float) -> float:
     graded = [score.value >= threshold for score in scores if score.value is not None]
     return sum(graded) / len(graded) if graded else float("nan")
-
-
-def _refuse_without_signal(step: int, scores: Sequence[Score]) -> None:
-    """Raises NoSignal where most gradings fail, or where the first rewards are all equal: there is nothing to learn."""
-    failed = [score for score in scores if score.value is None]
-    if len(failed) > len(scores) / 2:
-        raise NoSignal(f"{len(failed)} of {len(scores)} gradings of step {step} failed, e.g.: {failed[0].evidence}")
-    values = {score.value for score in scores if score.value is not None}
-    if step == 0 and len(values) == 1:
-        raise NoSignal(
-            f"all {len(scores)} replies of the first step got the reward {values.pop():g}: the tasks are too hard, too "
-            "easy, or the grader does not tell replies apart; nothing was trained"
-        )
 
 
 def _samples(tasks: Sequence[Task], traces: Sequence[Trace], scores: Sequence[Score], most: int = 3) -> list[Any]:

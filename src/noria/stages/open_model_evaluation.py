@@ -16,6 +16,7 @@ from noria.stages import open_model_tasks as task_sets
 from noria.stages import s6_evaluation as s6
 from noria.stages import s9_deployment as s9
 from noria.stages.open_model_replies import load, roller, room_of
+from noria.stages.open_model_signal import FirstStep, try_rewards
 
 if TYPE_CHECKING:
     from noria.evals.benchmarks import Item
@@ -48,9 +49,17 @@ class CandidatesIdentity(BaseModel):
 
 
 def evaluated(
-    config: EvaluationSection, model: Step, tasks: Step, name: str, grader: task_sets.TaskGrader, numerics: Numerics
+    config: EvaluationSection,
+    model: Step,
+    tasks: Step,
+    name: str,
+    grader: task_sets.TaskGrader,
+    numerics: Numerics,
+    first: FirstStep | None = None,
 ) -> Step:
     """content/: items.jsonl, summary.json, samples.jsonl as stage 6 writes them, and text.json (bits a byte).
+
+    With `first` it raises NoSignal, before it measures anything, where that step's rewards would be all equal.
 
     Domains: heldout and unseen (samples at a temperature: pass@1), heldout_greedy and unseen_greedy, format (greedy).
     """
@@ -58,9 +67,8 @@ def evaluated(
 
     identity = EvaluatedIdentity(**config.model_dump(), graders=grader.versions, text=text_digest(TEXT_BYTES))
     inputs = {"model": model, "tasks": tasks}
-    return Step(
-        f"evaluate_{name}", s6.STAGE, "evaluation", 1, identity, partial(_evaluate, grader=grader), inputs, numerics
-    )
+    run = partial(_evaluate, grader=grader, first=first)
+    return Step(f"evaluate_{name}", s6.STAGE, "evaluation", 1, identity, run, inputs, numerics)
 
 
 def candidates(
@@ -80,7 +88,7 @@ def metrics_of(grader: task_sets.TaskGrader) -> tuple[str, ...]:
 # -- what the steps do --
 
 
-def _evaluate(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[str, Any]:
+def _evaluate(context: StepContext, grader: task_sets.TaskGrader, first: FirstStep | None) -> Mapping[str, Any]:
     import torch
 
     from noria.evals.benchmarks import grade, run_benchmark, summarise
@@ -91,6 +99,8 @@ def _evaluate(context: StepContext, grader: task_sets.TaskGrader) -> Mapping[str
     torch.set_num_threads(context.numerics.threads if context.numerics else 1)
     model, tokenizer = load(context.inputs["model"].content)
     folder = context.inputs["tasks"].content
+    if first:
+        try_rewards(first, model, tokenizer, task_sets.read(folder, "train"), grader.grade, context.report)
     sets = {name: task_sets.read(folder, name) for name in task_sets.MEASURED}
     passes = [
         *((name, sample, config.temperature) for name in ("heldout", "unseen") for sample in range(config.samples)),
