@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import types
+from dataclasses import replace
 
 import pytest
 from pydantic import BaseModel
@@ -48,6 +49,27 @@ def test_without_a_terminal_a_line_a_change_of_status_and_no_control_codes():
     made = Progress("base", "s4_pretraining", "k", "made", seconds=61)
     _, output = told(False, RUNNING, RUNNING, made)
     assert output.splitlines() == ["4 pretraining: base running", "4 pretraining: base made in 1 min 01 s"]
+
+
+def test_without_a_terminal_a_step_tells_every_ten_seconds_how_far_it_is_and_less_often_when_it_takes_long():
+    def after(seconds: float) -> Progress:
+        return replace(RUNNING, done=100 * seconds, seconds=seconds)
+
+    _, output = told(False, after(0), *(after(tenth / 10) for tenth in range(1, 251)))
+    assert output.splitlines() == [
+        "4 pretraining: base running",
+        "4 pretraining: base 1000/40k tokens  850/s  33 s left",
+        "4 pretraining: base 2000/40k tokens  850/s  33 s left",
+    ]
+    _, output = told(False, *(after(float(second)) for second in range(0, 86_400, 5)))
+    assert 100 < len(output.splitlines()) < 200
+
+
+def test_the_lines_of_a_step_do_not_wait_for_the_time_that_the_step_before_it_took():
+    before = Progress("raw_data", "s1_raw_data", "k", "running", seconds=0)
+    done = replace(before, status="made", seconds=500)
+    _, output = told(False, before, done, replace(RUNNING, seconds=0), replace(RUNNING, seconds=10.5))
+    assert output.splitlines()[-1].startswith("4 pretraining: base 12k/40k tokens")
 
 
 def test_the_table_has_a_row_a_step_that_was_touched():

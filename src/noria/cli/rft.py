@@ -62,8 +62,9 @@ def rft(
         precision=precision.value,
     )
     measuring = EvaluationSection(max_tokens=max_tokens)
-    plan = _steps(model, tasks, heldout, grader, training, measuring, seed, threads)
     screen = notices() if json_ else console()
+    screen.print(f"reading {tasks} and trying {grader} on its answers", markup=False, soft_wrap=True)
+    plan = _steps(model, tasks, heldout, grader, training, measuring, seed, threads)
     live = LiveRun(plan, screen, lambda: training_view(opened, {step.name: step.key for step in plan}["grpo"]))
     with live:
         made = Executor(opened, "rft", on_progress=live.observe).run(plan, {"tasks": str(tasks), "grader": str(grader)})

@@ -1,4 +1,4 @@
-"""The run as it goes: one line a stage with its rate and time left on a terminal, one line a step elsewhere."""
+"""The run as it goes: a line a stage with its rate and time left on a terminal; elsewhere plain lines now and then."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ MARKS = {
     "publishing": "▸",
     "waiting": "…",
 }
+# Without a terminal a step that runs tells how far it is this often, or each time it has run a twentieth longer: a log
+# of ten minutes has some forty such lines, one of a day a hundred and fifty.
+SECONDS_BETWEEN_LINES = 10.0
 STYLES = {"made": "green", "reused": "dim", "failed": "red", "interrupted": "yellow", "waiting": "yellow"}
 
 
@@ -41,6 +44,7 @@ class LiveRun:
             self.stages.setdefault(step.stage, []).append(step.name)
         self.order = [step.name for step in steps]
         self.progress: dict[str, Progress] = {}
+        self.said_at = 0.0  # seconds of the step that runs, when its last plain line was printed
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveRun:
@@ -55,20 +59,27 @@ class LiveRun:
     def observe(self, progress: Progress) -> None:
         before = self.progress.get(progress.step_name)
         self.progress[progress.step_name] = progress
-        if not self.console.is_terminal and (before is None or before.status != progress.status):
-            self._say(progress)
+        if self.console.is_terminal:
+            return
+        if before is None or before.status != progress.status:
+            self._say_status(progress)
+        elif progress.status == "running" and progress.seconds >= self._due():
+            self._say(progress, progress_text(progress))
 
-    def _say(self, progress: Progress) -> None:
+    def _due(self) -> float:
+        return self.said_at + max(SECONDS_BETWEEN_LINES, self.said_at / 20)
+
+    def _say_status(self, progress: Progress) -> None:
         if progress.status == "publishing":
             return
         took = f" in {duration(progress.seconds)}" if progress.status == "made" else ""
         why = f" ({progress.message})" if progress.message and progress.status != "made" else ""
-        self.console.print(
-            f"{stage_title(progress.stage)}: {progress.step_name} {progress.status}{took}{why}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        self._say(progress, f"{progress.status}{took}{why}")
+
+    def _say(self, progress: Progress, what: str) -> None:
+        self.said_at = progress.seconds
+        line = f"{stage_title(progress.stage)}: {progress.step_name} {what}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> Group:
         return Group(*(self._line(stage, names) for stage, names in self.stages.items()), self.below())
