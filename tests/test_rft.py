@@ -251,3 +251,29 @@ def test_a_terminal_shows_rewards_and_replies_as_training_goes(job: Job) -> None
     for name in ("reward", "held-out accuracy", "reply length", "KL to the start", "entropy"):
         assert name in shown
     assert "say " in shown and "->" in shown
+
+
+def test_weights_are_trained_in_the_precision_asked_for(
+    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from noria.artifacts import Step
+    from noria.stages import open_model
+
+    asked = []
+
+    def stop(model: Step, tasks: Step, grpo: open_model.GrpoSection, *_: object) -> list[Step]:
+        asked.append((grpo.precision, grpo.weight_precision))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(open_model, "journey", stop)
+    job.run()
+    job.run("--precision", "bfloat16", "--weight-precision", "bfloat16")
+    assert asked == [("float32", "float32"), ("bfloat16", "bfloat16")]
+    assert job.run("--weight-precision", "bfloat16") == BAD_USE  # the others are float32
+    assert "needs --precision bfloat16" in capsys.readouterr().err and len(asked) == 2
+
+
+def test_help_says_where_this_command_keeps_its_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["rft", "--help"]) == OK
+    said = " ".join(capsys.readouterr().out.split())
+    assert "OUT/store if not given" in said and "./store if not given" not in said.replace("OUT/store", "")

@@ -43,6 +43,17 @@ TrainingOption = Annotated[
 ]
 
 
+class Weights(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+WeightsOption = Annotated[
+    Weights,
+    typer.Option(help="Of the matrices in training; bfloat16: half the memory, and needs --precision bfloat16."),
+]
+
+
 class Precision(StrEnum):
     F32 = "F32"
     F16 = "F16"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noria.cli.app import NOT_RELEASED, OK, JsonOption, StoreOption, app, open_store
-from noria.cli.models import Training, TrainingOption
+from noria.cli.app import NOT_RELEASED, OK, JsonOption, app, open_store
+from noria.cli.models import Training, TrainingOption, Weights, WeightsOption
 from noria.studio.output import console, notices, print_json
 
 if TYPE_CHECKING:
@@ -36,21 +36,28 @@ def rft(
     max_tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens a reply.")] = 64,
     learning_rate: Annotated[float, typer.Option(min=1e-9, max=1.0)] = 1e-5,
     precision: TrainingOption = Training.auto,
+    weight_precision: WeightsOption = Weights.float32,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; part of what a result is.")] = 1,
-    store: StoreOption = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", envvar="NORIA_STORE", help="Folder of the artifacts; OUT/store if not given."),
+    ] = None,
     json_: JsonOption = False,
 ) -> int:
     """Train MODEL by GRPO on TASKS as GRADER rewards them, and prove on held-out tasks whether it became better.
 
-    Killed or stopped, the same command goes on from where it was. Work lies in OUT/store, or in --store.
+    Killed or stopped, the same command goes on from where it was.
     """
     from noria.artifacts import Executor
     from noria.stages.open_model import GrpoSection
     from noria.stages.open_model_evaluation import EvaluationSection
+    from noria.stages.precision import precision_for
     from noria.studio.live import LiveRun
     from noria.studio.training_view import training_view
 
+    if weight_precision is Weights.bfloat16 and precision_for(precision.value) == "float32":
+        raise typer.BadParameter("--weight-precision bfloat16 needs --precision bfloat16 (auto is float32 here)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     opened = open_store(store or out / "store")
     training = GrpoSection(
@@ -60,6 +67,7 @@ def rft(
         max_tokens=max_tokens,
         learning_rate=learning_rate,
         precision=precision.value,
+        weight_precision=weight_precision.value,
     )
     measuring = EvaluationSection(max_tokens=max_tokens)
     screen = notices() if json_ else console()
