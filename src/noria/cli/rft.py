@@ -57,7 +57,7 @@ def rft(
     from noria.studio.training_view import training_view
 
     if weight_precision is Weights.bfloat16 and precision_for(precision.value) == "float32":
-        raise typer.BadParameter("--weight-precision bfloat16 needs --precision bfloat16 (auto is float32 here)")
+        raise typer.BadParameter("--weight-precision bfloat16 needs --precision bfloat16: give both")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     opened = open_store(store or out / "store")
     training = GrpoSection(
