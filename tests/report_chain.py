@@ -302,7 +302,12 @@ def _release(add: Any, turn: int) -> None:
         | {"costs": rows[name]["costs"]}
         for name in rows
     ]
-    verdict = {"decision": "release", "chosen": "agent_rl", "reasons": ["agent_rl: release", HOSTILE], "rules": {}}
+    verdict = {
+        "decision": "release",
+        "chosen": "agent_rl",
+        "reasons": ["agent_rl: release", HOSTILE],
+        "rules": {"level": 0.95},
+    }
     body = {**verdict, "incumbent": "", "assessments": assessments}
     add("verdict", "s9_deployment", "verdict", {"verdict.json": body}, "candidates")
     cards = {"model_card.md": f"# Model card\n{HOSTILE}", "system_card.md": "# System card"}

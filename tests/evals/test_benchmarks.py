@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from noria.data.tokenizer import Tokenizer
+from noria.deployment.verdict import Candidate, Rules, decide
 from noria.evals.benchmarks import Item, accuracy, refusal, run_benchmark, single_turn, summarise
 from noria.evals.compare import compare_items
 from noria.evals.registry import domains, held_out_tasks
@@ -89,6 +91,29 @@ def test_comparison_pairs_by_task_and_adjusts_for_many_rows():
     )
     assert maths["p_holm"] == pytest.approx(2 * maths["p"]) and logic["difference"] == 0.0 and logic["p"] == 1.0
     assert (maths["from"], maths["to"], maths["n"], maths["unpaired"]) == ("sft", "rl", 100, 0)
+
+
+def test_comparison_and_verdict_give_the_same_difference_the_same_interval():
+    def rows(solved: int) -> list[dict]:
+        return [
+            item(str(task), (task + sample) % 7 < solved, sample=sample).as_json()
+            for task in range(30)
+            for sample in range(4)
+        ]
+
+    def candidate(name: str, items: list[dict]) -> Candidate:
+        means: dict[str, list[float]] = {}
+        for row in items:
+            means.setdefault(row["task_id"], []).append(float(row["correct"]))
+        return Candidate(name, {"correct": {task: fmean(values) for task, values in means.items()}})
+
+    before, after = rows(2), rows(4)
+    (row,) = compare_items({"before": before, "after": after}, ["before", "after"])
+    found = decide([candidate("after", after)], candidate("before", before), Rules()).assessments[0].checks[0]
+    assert {name: row[name] for name in ("low", "high", "n")} == {
+        name: value for name, value in found.interval.as_json().items() if name != "estimate"
+    }
+    assert row["difference"] == found.interval.estimate
 
 
 def test_comparison_leaves_out_what_one_side_could_not_grade():

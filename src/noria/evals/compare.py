@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from noria.evals.statistics import cluster_bootstrap, holm, mcnemar, paired_difference
+from noria.evals.statistics import holm, mcnemar, paired_difference
 
 
 def compare_items(results: Mapping[str, Sequence[Mapping[str, Any]]], order: Sequence[str]) -> list[dict[str, Any]]:
     """One row a consecutive pair of models and domain, from rows of items.jsonl.
 
     `difference` = accuracy of `to` minus that of `from`, over tasks that both graded (`n`; `unpaired` were left out).
-    One sample a task: t interval and exact McNemar. Several: each task's mean first, so that n counts tasks; the
-    interval is then a bootstrap over tasks, and the test is the same on tasks whose majority changed.
+    The interval is the paired t interval at 95%, as in the verdict (deployment/verdict.py), so that one difference has
+    one interval wherever it is shown; it is not adjusted for the number of rows, `p_holm` is. Several samples a task:
+    each task's mean first, so that n counts tasks; McNemar's test is then on tasks whose majority changed.
     """
     rows: list[dict[str, Any]] = []
     for old_name, new_name in pairwise(order):
@@ -33,17 +34,12 @@ def _row(
     old_rows: Sequence[Mapping[str, Any]],
     new_rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    old, several_old = _by_task(old_rows, domain)
-    new, several_new = _by_task(new_rows, domain)
+    old, new = _by_task(old_rows, domain), _by_task(new_rows, domain)
     shared = sorted(old.keys() & new.keys())
     left, right = [new[task] for task in shared], [old[task] for task in shared]
-    if several_old or several_new:
-        interval = cluster_bootstrap(np.subtract(left, right))
-    else:
-        interval = paired_difference(left, right)
     solved_new, solved_old = [value > 0.5 for value in left], [value > 0.5 for value in right]
     pairs = list(zip(solved_new, solved_old, strict=True))
-    known = interval.as_json()
+    known = paired_difference(left, right).as_json()
     return {
         "from": old_name,
         "to": new_name,
@@ -61,10 +57,10 @@ def _row(
     }
 
 
-def _by_task(rows: Sequence[Mapping[str, Any]], domain: str) -> tuple[dict[str, float], bool]:
-    """Mean correctness of each task over its graded samples, and whether any task has several."""
+def _by_task(rows: Sequence[Mapping[str, Any]], domain: str) -> dict[str, float]:
+    """Mean correctness of each task over its graded samples."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row["domain"] == domain and row["correct"] is not None:
             found.setdefault(row["task_id"], []).append(float(row["correct"]))
-    return {task: sum(values) / len(values) for task, values in found.items()}, any(len(v) > 1 for v in found.values())
+    return {task: sum(values) / len(values) for task, values in found.items()}

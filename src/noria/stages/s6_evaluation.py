@@ -108,7 +108,7 @@ def compare(config: Config, evaluations: Mapping[str, Step | Artifact], name: st
     Paired differences in accuracy with t intervals, exact McNemar p-values, and these adjusted (Holm) over all rows.
     """
     chosen = CompareConfig(order=tuple(evaluations))
-    return Step(name, STAGE, "comparison", 1, chosen, _compare, dict(evaluations))
+    return Step(name, STAGE, "comparison", 2, chosen, _compare, dict(evaluations))
 
 
 def read_registry(folder: Path) -> list[Task]:

@@ -43,6 +43,7 @@ def release(run: Run) -> dict[str, Any]:
         "chosen": verdict["chosen"],
         "reasons": verdict["reasons"],
         "rules": verdict["rules"],
+        "p_below": round((1 - verdict["rules"]["level"]) / 2, 6) if "level" in verdict["rules"] else None,
         "incumbent": verdict["incumbent"],
         "candidates": rows,
         "alias": [
