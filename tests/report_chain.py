@@ -226,6 +226,7 @@ def _posttraining(add: Any, turn: int) -> None:
     history = [
         {"reward": 0.1 * step, "exact_reward": 0.08 * step, "gap": 0.02 * step, "entropy": 2.0, "reward_maths": 0.1}
         | {"reply_tokens": 20.0, "truncated": 0.1, "zero_variance_groups": 0.5, "correct_mean": "NaN"}
+        | {"heldout": 0.3}
         for step in range(10)
     ]
     before = "base_model"

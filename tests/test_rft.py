@@ -248,7 +248,7 @@ def test_a_terminal_shows_rewards_and_replies_as_training_goes(job: Job) -> None
     console = Console(record=True, width=100, file=open("/dev/null", "w"))
     console.print(training_view(store, key))
     shown = console.export_text()
-    for name in ("reward", "held-out accuracy", "reply length", "KL to the start", "entropy"):
+    for name in ("reward", "probe accuracy, greedy", "reply length", "KL to the start", "entropy"):
         assert name in shown
     assert "say " in shown and "->" in shown
 

@@ -20,6 +20,7 @@ from noria.studio.report.data_sections import general
 from noria.studio.report.marks import At, filters, percent, shown, size
 from noria.studio.report.page import sibling_bars
 from noria.studio.report.svg import nice_ticks
+from noria.studio.training_metrics import PROBE
 from tests.browser import open_page
 from tests.report_chain import HOSTILE, chain, finished_store
 
@@ -107,6 +108,12 @@ def test_arms_are_shown_with_the_base_model_that_they_started_from(both: Store) 
     assert arms["run"] == "arms" and [row["arm"] for row in arms["differences"]] == ["sft_alone"] * 2
     assert data(both, "tiny.turn2")["ablations"] is None  # another base
     assert data(both, "arms")["ablations"] == arms
+
+
+def test_the_probe_of_training_is_not_called_what_the_verdict_compares(store: Store, tmp_path: Path) -> None:
+    page = write(store, "tiny", tmp_path / "r.html").read_text()
+    monitors = page[page.index('id="rewards"') : page.index('id="graders"')]
+    assert f'<th scope="row">{PROBE}</th>' in monitors and "heldout</th>" not in monitors
 
 
 def test_what_models_documents_and_users_wrote_is_escaped(store: Store, tmp_path: Path) -> None:

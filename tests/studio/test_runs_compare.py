@@ -10,6 +10,7 @@ from noria.artifacts import Store
 from noria.artifacts.errors import Unknown
 from noria.cli import status_of
 from noria.studio.runs_compare import MetricPair, compare
+from noria.studio.training_metrics import PROBE
 
 
 @pytest.fixture
@@ -43,6 +44,13 @@ def test_the_command_prints_both(store, tmp_path, capsys):
     assert status_of(["runs", "compare", "1", "2", "--store", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "same artifact" in out and "-0.5" in out
+
+
+def test_the_probe_of_training_is_told_from_the_accuracy_that_the_verdict_compares(store, tmp_path, capsys):
+    for run in (1, 2):
+        store.runs.log(run, "base_model", 0, {"heldout": 0.5})
+    assert status_of(["runs", "compare", "1", "2", "--store", str(tmp_path)]) == 0
+    assert PROBE in capsys.readouterr().out
 
 
 def test_the_runs_of_a_store_are_listed_and_looking_makes_no_store(store, tmp_path, capsys):

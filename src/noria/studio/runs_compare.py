@@ -11,6 +11,7 @@ import typer
 
 from noria.artifacts.errors import Unknown
 from noria.studio.output import console, print_json
+from noria.studio.training_metrics import shown_as
 
 if TYPE_CHECKING:
     from noria.artifacts.runs import RunDatabase
@@ -107,6 +108,6 @@ def runs_compare(
     table = Table("step", "metric", f"run {left}", f"run {right}", "difference")
     for pair in pairs:
         values = [f"{value:.6g}" if value is not None else "-" for value in (pair.left, pair.right)]
-        table.add_row(pair.step, pair.metric, *values, _difference(pair))
+        table.add_row(pair.step, shown_as(pair.metric), *values, _difference(pair))
     console().print(table)
     return 0

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from noria.studio.training_metrics import PROBE
+
 if TYPE_CHECKING:
     from noria.artifacts import Store
 
 SHOWN = (
     ("reward", "reward"),
-    ("heldout", "held-out accuracy"),
+    ("heldout", PROBE),
     ("reply_tokens", "reply length, tokens"),
     ("kl", "KL to the start, nats a token"),
     ("entropy", "entropy, nats a token"),

@@ -18,7 +18,7 @@ MONITORS = (
     "gap",
     "success",
     "exact",
-    "heldout",
+    "heldout",  # shown as the probe that it is: studio.training_metrics.py
     "kl",
     "loss_kl",
     "entropy",

@@ -15,12 +15,13 @@ from noria.studio.report import svg
 from noria.studio.report.collect import data
 from noria.studio.report.marks import At, filters, get
 from noria.studio.report.sankey import sankey
+from noria.studio.training_metrics import shown_as
 from noria.types import split_thinking
 
 # Title, the lines that a chart holds (those that were logged), how y is written.
 RL_CHARTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("Reward: trained on, and exact", ("reward", "exact_reward", "success", "exact"), "decimals"),
-    ("Held-out accuracy, greedy", ("heldout",), "decimals"),
+    ("Probe while training: greedy accuracy on some held-out tasks", ("heldout",), "decimals"),
     ("Gap: training grader minus exact", ("gap",), "decimals"),
     ("KL to the reference", ("kl", "loss_kl"), "decimals"),
     ("Entropy, nats a token", ("entropy",), "decimals"),
@@ -51,7 +52,12 @@ def render(report: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= filters()
-    environment.filters |= {"name": spoken, "thinking": thinking, "difference": _difference_between}
+    environment.filters |= {
+        "name": spoken,
+        "metric": monitor_name,
+        "thinking": thinking,
+        "difference": _difference_between,
+    }
     environment.globals |= {
         "sankey": sankey,
         "ladder_chart": ladder_chart,
@@ -68,6 +74,12 @@ def spoken(name: object) -> str:
     """cold_start and reasoning_rl as people write them."""
     words = {"rl": "RL", "sft": "SFT"}
     return " ".join(words.get(word, word) for word in str(name).split("_"))
+
+
+def monitor_name(name: At) -> str:
+    """A metric of a history, as people read it."""
+    shown = shown_as(str(name))
+    return spoken(name) if shown == str(name) else shown
 
 
 def thinking(reply: At) -> tuple[str, str]:
@@ -132,7 +144,7 @@ def rl_charts(step: At) -> list[tuple[str, Markup]]:
             if name in curves
         ]
         if series:
-            zero = title.startswith(("Reward", "Gap", "Shares", "Held", "Tool"))
+            zero = title.startswith(("Reward", "Gap", "Shares", "Probe", "Tool"))
             chart = svg.line_chart(
                 title, series, x_label="optimiser step", x_form="count", y_form=form, zero=zero, height=190
             )
