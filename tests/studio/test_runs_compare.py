@@ -46,6 +46,18 @@ def test_the_command_prints_both(store, tmp_path, capsys):
     assert "same artifact" in out and "-0.5" in out
 
 
+def test_speed_is_the_median_and_memory_the_most_of_all_steps(store, tmp_path, capsys):
+    for run, most in ((1, 8e8), (2, 2.5e9)):
+        for step in range(20):
+            costs = {"tokens_per_second": 10.0 if step < 17 else 900.0, "peak_memory_bytes": most if step == 3 else 1e8}
+            store.runs.log(run, "base_model", step, costs)
+    found = {pair.metric: (pair.left, pair.right) for pair in compare(store.runs, 1, 2)}
+    assert found["tokens_per_second"] == (10.0, 10.0) and found["peak_memory_bytes"] == (8e8, 2.5e9)
+    assert status_of(["runs", "compare", "1", "2", "--store", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("800MB", "2.5GB", "+1.7GB"))
+
+
 def test_the_probe_of_training_is_told_from_the_accuracy_that_the_verdict_compares(store, tmp_path, capsys):
     for run in (1, 2):
         store.runs.log(run, "base_model", 0, {"heldout": 0.5})

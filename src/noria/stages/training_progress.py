@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from noria.artifacts import StepContext
+from noria.stages.step_costs import StepCosts
 from noria.training import Event, Progress
 from noria.training.sinks import open_sinks
 
@@ -25,19 +26,21 @@ SHOWN = ("reward", "loss_ce", "loss_kd", "loss_rl")  # the first of these that a
 def training_progress(
     context: StepContext, unit_per_step: float = 1.0, unit: str = "steps", part: str = ""
 ) -> Progress:
-    """Checkpoints under the step's progress folder (`part` keeps two trainings of one step apart), metrics to the run
-    database, a live line. Fixes the number of threads, which is part of the step's identity."""
+    """Checkpoints under the step's progress folder (`part` keeps two trainings of one step apart), metrics and what the
+    steps cost to the run database, a live line. Fixes the number of threads, which is part of the step's identity."""
     torch.set_num_threads(context.numerics.threads if context.numerics else 1)
     folder: Path = context.progress / part if part else context.progress
     named = [name for name in os.environ.get(SINKS_VARIABLE, "").split(",") if name]
     sinks = open_sinks(named, context.step_name or "run", context.observed)
+    costs = StepCosts(context.numerics.world_size if context.numerics else 1)
 
     def on_step(step: int, steps: int, metrics: Mapping[str, float]) -> None:
         note = next((f"{name.removeprefix('loss_')} {metrics[name]:.3f}" for name in SHOWN if name in metrics), "")
         context.report((step + 1) * unit_per_step, steps * unit_per_step, unit, note)
-        context.log(step, **metrics)
+        told = {**metrics, **costs.of_step(metrics)}
+        context.log(step, **told)
         for sink in sinks:
-            sink(step, metrics)
+            sink(step, told)
 
     def on_event(event: Event) -> None:
         context.event(event.kind, event.message, step=event.step, cause=event.cause, **event.evidence)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,12 +10,10 @@ import typer
 
 from noria.artifacts.errors import Unknown
 from noria.studio.output import console, print_json
-from noria.studio.training_metrics import shown_as
+from noria.studio.training_metrics import end, shown_as, written
 
 if TYPE_CHECKING:
     from noria.artifacts.runs import RunDatabase
-
-LAST_SHARE = 0.1  # a metric's end is the mean over this share of its steps: single steps are noise
 
 
 @dataclass(frozen=True)
@@ -46,14 +43,17 @@ def compare(runs: RunDatabase, left: int, right: int) -> list[MetricPair]:
 
 
 def _end(runs: RunDatabase, key: str, metric: str) -> float | None:
-    values = [value for _, value in runs.curve(key, metric) if value is not None]
-    return statistics.fmean(values[-max(1, round(LAST_SHARE * len(values))) :]) if values else None
+    return end(metric, [value for _, value in runs.curve(key, metric)])
 
 
 def _difference(pair: MetricPair) -> str:
     if pair.same_artifact:
         return "same artifact"
-    return "-" if pair.left is None or pair.right is None else f"{pair.right - pair.left:+.4g}"
+    if pair.left is None or pair.right is None:
+        return "-"
+    if pair.metric.endswith("_bytes"):
+        return f"{'+' if pair.right >= pair.left else ''}{written(pair.metric, pair.right - pair.left)}"
+    return f"{pair.right - pair.left:+.4g}"
 
 
 runs_app = typer.Typer(help="Look at runs.", no_args_is_help=True, rich_markup_mode=None)
@@ -94,7 +94,8 @@ def runs_compare(
     store: StoreOption = None,
     json_: JsonOption = False,
 ) -> int:
-    """How each metric of two runs ended: the mean over the last tenth of its steps."""
+    """How each metric of two runs ended: the mean over the last tenth of its steps; speed as the median, memory as the
+    most of all steps."""
     from rich.table import Table
 
     from noria.artifacts import Store
@@ -107,7 +108,7 @@ def runs_compare(
         return print_json([asdict(pair) for pair in pairs])
     table = Table("step", "metric", f"run {left}", f"run {right}", "difference")
     for pair in pairs:
-        values = [f"{value:.6g}" if value is not None else "-" for value in (pair.left, pair.right)]
+        values = [written(pair.metric, value) for value in (pair.left, pair.right)]
         table.add_row(pair.step, shown_as(pair.metric), *values, _difference(pair))
     console().print(table)
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from noria.studio.report.finished import FINISHED, Run, seconds_between
+from noria.studio.training_metrics import OVER_ALL_STEPS, end
 
 OPEN_MODEL = "s4_open_model"  # in the place of stages 1 to 4 where a recipe starts from an imported model
 STAGES = {
@@ -53,6 +54,7 @@ def _step(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
         "reason": row["reason"],
         "seconds": seconds,
         "bytes": artifact.manifest.size if artifact else None,
+        **{name: end(name, [value for _, value in run.store.runs.curve(row["key"], name)]) for name in OVER_ALL_STEPS},
     }
 
 
