@@ -48,8 +48,9 @@ def build(recipe: Recipe | OpenModelRecipe, turn: int, store: Store) -> list[Ste
     mixture = previous.get(f"evals_to_pretraining_{turn - 1}") if previous else None
     shards = s2.shards(recipe.data, corpus, tokenizer, traffic=learned, mixture=mixture)
 
-    ladder = s3.ladder(recipe.system, shards, tokenizer, run.seed, threads)
-    plan = s3.plan(recipe.system, ladder, shards, tokenizer, run.seed)
+    muon, weights = recipe.pretraining.muon, recipe.pretraining.weight_precision
+    ladder = s3.ladder(recipe.system, shards, tokenizer, run.seed, threads, muon=muon)
+    plan = s3.plan(recipe.system, ladder, shards, tokenizer, run.seed, muon=muon, weight_precision=weights)
 
     base = s4.base_model(recipe.pretraining, plan, shards, tokenizer, run.seed, threads)
 

@@ -48,6 +48,13 @@ def wishes(**changes: Any) -> Wishes:
     return Wishes(**{**plain, **changes})
 
 
+def test_the_plans_memory_is_that_of_the_optimiser_and_the_weights_of_the_run_and_nothing_else_of_it_changes():
+    plain, adamw, low = (decide(measured(), wishes(**how)) for how in ({}, {"muon": False}, {"bytes_per_weight": 2}))
+    taken = [plan.pop("memory_bytes")["training"] for plan in (plain, adamw, low)]
+    assert taken[2] < taken[0] < taken[1]
+    assert plain == adamw == low
+
+
 def test_everything_auto_spends_the_budget_and_predicts_the_law():
     plan = decide(measured(), wishes())
     assert set(plan["choices"].values()) == {"auto"}

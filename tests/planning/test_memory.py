@@ -52,18 +52,19 @@ def all_gradients(model: Transformer) -> list[torch.Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
+@pytest.mark.parametrize("muon", [True, False])
 @pytest.mark.parametrize("kept", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_weights_gradients_and_optimiser_state_of_every_option_are_those_of_a_step(name, kept):
+def test_weights_gradients_and_optimiser_state_of_every_option_are_those_of_a_step(name, kept, muon):
     config = option(name)
     model = Transformer(config)
     with weights_in(model, kept):
-        optimiser = MuonAdamW(model, 1e-3)
+        optimiser = MuonAdamW(model, 1e-3, muon=muon)
         with torch.autocast("cpu", torch.bfloat16, enabled=kept == "bfloat16"):
             model(random_tokens(config, 2, 8)).sum().backward()
         optimiser.step()
         state = [t for own in optimiser.state.values() for t in own.values() if isinstance(t, torch.Tensor)]
         weights, gradients = (sum(t.nbytes for t in each) for each in (model.parameters(), all_gradients(model)))
-    predicted = training_bytes(config, rows=1, bytes_per_weight=4 if kept == "float32" else 2)
+    predicted = training_bytes(config, rows=1, bytes_per_weight=4 if kept == "float32" else 2, muon=muon)
     assert predicted.weights == weights and predicted.gradients == gradients
     assert predicted.optimiser == pytest.approx(sum(t.nbytes for t in state), rel=0.01)

@@ -14,6 +14,7 @@ from noria.artifacts import Artifact, Executor, Store
 from noria.data.shards import write_shards
 from noria.data.tokenizer import train_tokenizer
 from noria.stages import s3_system_recipe as s3
+from noria.training import proxies
 
 SMALL: dict[str, Any] = {
     "ladder_flops": 2e9,
@@ -89,6 +90,38 @@ def test_the_budget_does_not_touch_the_ladder_and_its_own_fields_do(inputs: tupl
     assert keys(flops=3e10)[0] == ladder and keys(flops=3e10)[1] != plan
     assert keys(rate_sweep=(0.03,))[0] != ladder
     assert keys(ladder_repeats=2)[0] != ladder
+
+
+def test_the_ladder_trains_with_the_optimiser_of_the_run(inputs: tuple[Store, Artifact, Artifact], monkeypatch):
+    """Or the predicted loss, and the swept rate, would be those of another optimiser."""
+    store, shards, tokenizer = inputs
+    asked = []
+
+    def told(*settings: Any) -> Any:
+        asked.append(settings[0].muon)
+        return {"points": [], "learning_rate": 0.02, "batch_tokens": 32, "flops": 1.0}, 1.0
+
+    monkeypatch.setattr(proxies, "run_ladder", told)
+    steps = [s3.ladder(s3.Config(**SMALL), shards, tokenizer, **how) for how in ({}, {"muon": True}, {"muon": False})]
+    assert steps[0].key == steps[1].key != steps[2].key
+    assert "muon" not in steps[0].canonical_config
+    for step in (steps[0], steps[2]):
+        Executor(store).run([step])
+    assert asked == [True, False]
+
+
+def test_what_only_memory_depends_on_is_part_of_a_plans_key_where_it_is_not_the_default(
+    inputs: tuple[Store, Artifact, Artifact],
+):
+    _, shards, tokenizer = inputs
+    config = s3.Config(**SMALL)
+    ladder = s3.ladder(config, shards, tokenizer)
+
+    def key(**how: Any) -> str:
+        return s3.plan(config, ladder, shards, tokenizer, **how).key
+
+    assert key() == key(muon=True, weight_precision="float32")
+    assert len({key(), key(muon=False), key(weight_precision="bfloat16")}) == 3
 
 
 @pytest.mark.slow

@@ -30,6 +30,14 @@ def test_each_branch_is_bitwise_a_run_of_its_own():
         assert measure(alone) == loss
 
 
+def test_a_ladder_of_adamw_is_one_of_adamw():
+    config = CONFIG.model_copy(update={"muon": False})
+    (loss,) = train_horizons(Transformer(TINY, seed=1), batch, (5,), config, measure)
+    alone = Transformer(TINY, seed=1)
+    train(alone, lambda step: Annotated(batch(step)), config.model_copy(update={"steps": 5}))
+    assert measure(alone) == loss != train_horizons(Transformer(TINY, seed=1), batch, (5,), CONFIG, measure)[0]
+
+
 def test_a_ladder_costs_less_than_its_runs_and_counts_every_step():
     horizons, told = (5, 9, 12), []
     train_horizons(Transformer(TINY), batch, horizons, CONFIG, measure, told.append)

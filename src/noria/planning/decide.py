@@ -21,7 +21,7 @@ from noria.planning.budget import (
     schedule,
     tokens_within,
 )
-from noria.planning.memory import serving_bytes, training_bytes
+from noria.planning.memory import FP32, serving_bytes, training_bytes
 from noria.planning.scaling import Fit, Law, Point, fit_with_uncertainty, intervals, predict
 
 
@@ -41,6 +41,8 @@ class Wishes:
     decay_share: float
     bootstrap: int = 100
     seed: int = 0
+    muon: bool = True  # how the planned run is trained: its memory depends on it, nothing that is chosen does
+    bytes_per_weight: int = FP32
 
 
 def decide(measured: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
@@ -91,7 +93,10 @@ def decide(measured: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
             "serving_tokens": wishes.serving_tokens,
         },
         "memory_bytes": {
-            "training": training_bytes(model, batch // model.context).total,
+            # Of the whole batch in one pass: what fewer rows a pass need, stages/s4_pretraining.py knows.
+            "training": training_bytes(
+                model, batch // model.context, bytes_per_weight=wishes.bytes_per_weight, muon=wishes.muon
+            ).total,
             "serving_one_conversation": serving_bytes(model, 1),
         },
     }

@@ -34,13 +34,14 @@ def training_bytes(
     sequence_length: int | None = None,
     bytes_per_number: int = FP32,
     bytes_per_weight: int = FP32,
+    muon: bool = True,
 ) -> TrainingMemory:
     """What one process holds for micro-batches of `rows` packed sequences, without checkpointing, compiling, sharding.
 
     Optimiser: Muon keeps one moment for each matrix of the layers, experts included, AdamW two for the embedding, the
-    head and the norms. `bytes_per_weight` is of matrices, their gradients and moments (`LoopConfig.weight_precision`);
-    vectors keep 4. The loss holds the logits and their log-probabilities, and under a cap
-    the tanh of the logits.
+    head and the norms; without `muon` two for all. `bytes_per_weight` is of matrices, their gradients and moments
+    (`LoopConfig.weight_precision`); vectors keep 4. The loss holds the logits and their log-probabilities, and under a
+    cap the tanh of the logits.
     """
     length = sequence_length or model.context
     tokens = rows * length
@@ -48,10 +49,11 @@ def training_bytes(
     tables = (1 if model.tied else 2) * model.vocab_size * model.width
     vectors = accounting.vectors(model)
     matrices = parameters - vectors
+    moments = matrices + tables if muon else 2 * matrices
     return TrainingMemory(
         weights=matrices * bytes_per_weight + vectors * FP32,
         gradients=matrices * bytes_per_weight + vectors * FP32,
-        optimiser=(matrices + tables) * bytes_per_weight + 2 * vectors * FP32,
+        optimiser=moments * bytes_per_weight + 2 * vectors * FP32,
         activations=int(tokens * activation_numbers(model, length) * bytes_per_number),
         logits=(2 if model.logit_soft_cap is None else 3) * tokens * model.vocab_size * FP32,
     )

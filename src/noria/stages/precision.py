@@ -34,6 +34,10 @@ class Precisions(BaseModel):
         return self
 
 
+def bytes_per_weight(precision: Precision) -> int:
+    return 2 if precision == "bfloat16" else 4
+
+
 def precision_for(asked: AskedPrecision, cpuinfo: Path = Path("/proc/cpuinfo")) -> Precision:
     """auto: bfloat16 on an x86 processor with units for its products, else float32.
 

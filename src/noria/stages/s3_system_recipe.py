@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from noria.artifacts import Numerics, Step, StepContext
+from noria.stages.precision import Precision, bytes_per_weight
 
 STAGE = "s3_system_recipe"
 Auto = Literal["auto"]
@@ -124,28 +126,57 @@ class _LadderIdentity(LadderConfig):
     seed: int = 0
 
 
+class _OptimisedLadderIdentity(_LadderIdentity):
+    """Where the run's optimiser is not the default: so a recipe without it keeps its keys. The plan's is alike."""
+
+    muon: bool
+
+
 class _PlanIdentity(Config):
     seed: int = 0
 
 
-def ladder(config: Config, shards: Step, tokenizer: Step, seed: int = 0, threads: int = 1) -> Step:
-    """Train each width to each horizon. content/ladder.json: the points, the sweep, the rate and batch."""
-    shared = {name: getattr(config, name) for name in LadderConfig.model_fields}
+class _OptimisedPlanIdentity(_PlanIdentity):
+    muon: bool
+    weight_precision: Precision
+
+
+def ladder(
+    config: Config, shards: Step, tokenizer: Step, seed: int = 0, threads: int = 1, *, muon: bool = True
+) -> Step:
+    """Train each width to each horizon, with the optimiser of the run that is planned (`muon`; false: AdamW for all).
+    content/ladder.json: the points, the sweep, the rate and batch."""
+    shared = {name: getattr(config, name) for name in LadderConfig.model_fields} | {"seed": seed}
     return Step(
         name="ladder",
         stage=STAGE,
         kind="ladder",
         version=4,
-        config=_LadderIdentity(**shared, seed=seed),
+        config=_LadderIdentity(**shared) if muon else _OptimisedLadderIdentity(**shared, muon=muon),
         inputs={"shards": shards, "tokenizer": tokenizer},
         run=_run_ladder,
         numerics=Numerics(threads=threads),
     )
 
 
-def plan(config: Config, ladder: Step, shards: Step, tokenizer: Step, seed: int = 0) -> Step:
-    """Fit the law and choose. content/plan.json holds what stage 4 trains; see docs/stage3_system_recipe.md."""
-    identity = _PlanIdentity(**{name: getattr(config, name) for name in Config.model_fields}, seed=seed)
+def plan(
+    config: Config,
+    ladder: Step,
+    shards: Step,
+    tokenizer: Step,
+    seed: int = 0,
+    *,
+    muon: bool = True,
+    weight_precision: Precision = "float32",
+) -> Step:
+    """Fit the law and choose. content/plan.json holds what stage 4 trains; see docs/stage3_system_recipe.md.
+
+    `muon` and `weight_precision`: as in [pretraining], for the memory that training takes."""
+    chosen = {name: getattr(config, name) for name in Config.model_fields} | {"seed": seed}
+    if muon and weight_precision == "float32":
+        identity = _PlanIdentity(**chosen)
+    else:
+        identity = _OptimisedPlanIdentity(**chosen, muon=muon, weight_precision=weight_precision)
     return Step(
         name="plan",
         stage=STAGE,
@@ -179,6 +210,7 @@ def _run_ladder(context: StepContext) -> Mapping[str, Any]:
         repeats=config.ladder_repeats,
         seed=config.seed,
         threads=context.numerics.threads if context.numerics else 1,
+        muon=not isinstance(config, _OptimisedLadderIdentity) or config.muon,
     )
     started = time.monotonic()
     result, spent = run_ladder(settings, context.progress, context.report)
@@ -217,6 +249,9 @@ def _run_plan(context: StepContext) -> Mapping[str, Any]:
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
+    if isinstance(config, _OptimisedPlanIdentity):
+        size = bytes_per_weight(config.weight_precision)
+        wishes = replace(wishes, muon=config.muon, bytes_per_weight=size)
     context.report(0, 1, "plan")
     decided = decide(measured, wishes)
     _write(context.content / "plan.json", decided)

@@ -48,6 +48,7 @@ class LadderSettings:
     repeats: int
     seed: int
     threads: int
+    muon: bool = True  # as the planned run, or its loss and rate would be those of another optimiser
 
 
 def run_ladder(settings: LadderSettings, progress: Path, report: Report) -> tuple[dict[str, Any], float]:
@@ -164,6 +165,7 @@ class _Runs:
             learning_rate=rate,
             warmup_steps=self.plan.warmup_steps,
             decay_share=self.settings.decay_share,
+            muon=self.settings.muon,
         )
         measured = train_horizons(
             Transformer(model, seed=self.seeds[repeat]),
