@@ -49,6 +49,8 @@ def test_a_changed_field_is_named_and_only_what_lies_below_it_runs(store: Path) 
     reused = {name for name, step in planned.items() if step["action"] == "reuse"}
     above = {"registry", "graders", "raw_data", "corpus", "tokenizer", "shards", "ladder", "plan"}
     assert reused == above | {"posttraining_tasks", "agent_demonstrations"}
+    assert planned["base_model"]["last_seconds"] > 0 and planned["base_model"]["memory_bytes"] > 1e6
+    assert planned["shards"]["last_seconds"] is None and planned["cold_start"]["memory_bytes"] is None
 
 
 def test_the_release_is_traced_to_records_in_raw_files_and_a_source_to_its_descendants(store: Path) -> None:

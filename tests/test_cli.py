@@ -101,6 +101,12 @@ def test_plan_names_the_field_and_exactly_the_steps_below_it(here: Path, capsys)
     assert steps["base_model"]["changes"] == [{"field": "config.number", "old": 6e12, "new": 1e9}]
     _, out, _ = told(capsys, "plan", "small.toml", "--set", "system.flops=1e9")
     assert "config.number" in out and "2 of 3 steps would run" in out
+    assert "last time" in out and "they took" in out
+
+
+def test_plan_of_what_was_never_made_claims_no_time(here: Path, capsys):
+    _, out, _ = told(capsys, "plan", "small.toml")
+    assert "last time" not in out and "took" not in out
 
 
 def test_only_and_from_choose_steps_by_stage_or_name(here: Path, capsys):

@@ -53,6 +53,20 @@ def test_comparison_is_with_the_same_recipes_last_run(store, chain):
     )
 
 
+def test_what_would_run_says_how_long_it_took_last_time_and_in_which_run(store, chain):
+    Executor(store, "nano").run(chain(learning_rate=0.1))
+    Executor(store, "debug").run(chain(learning_rate=0.2))
+    model = Executor(store, "nano").plan(chain(learning_rate=0.3)).steps[-1]
+    assert model.last_run == "nano" and model.last_seconds is not None and 0 <= model.last_seconds < 60
+    assert Executor(store, "new").plan(chain(learning_rate=0.3)).steps[-1].last_run == "debug"
+    words = Executor(store, "nano").plan(chain(learning_rate=0.3)).steps[0]
+    assert (words.action, words.last_seconds) == ("reuse", None)
+
+
+def test_a_step_never_made_has_no_last_time(store, chain):
+    assert {step.last_seconds for step in Executor(store).plan(chain()).steps} == {None}
+
+
 class Graders(BaseModel):
     graders: dict[str, str] | None = None
 

@@ -75,3 +75,16 @@ def test_broken_database_is_named_with_the_word_that_no_artifact_is_lost(tmp_pat
     path.write_text("not a database, " * 100)
     with pytest.raises(StoreError, match=r"runs\.sqlite: file is not a database.*no artifact is lost"):
         RunDatabase(path)
+
+
+def test_last_time_sums_the_starts_that_led_to_the_artifact_and_leaves_out_an_earlier_making(tmp_path):
+    runs = RunDatabase(tmp_path / "runs.sqlite")
+    rows = [("made", 50), ("interrupted", 10), ("killed", None), ("made", 5), ("reused", 1)]
+    for run, (status, seconds) in enumerate(rows, start=1):
+        assert runs.start_run("nano", {}) == run
+        runs.start_step(run, "model", 0, "s", "key", status, "")
+        end = f"2026-01-01T00:00:{seconds:02d}+00:00" if seconds is not None else None
+        runs.update_step(run, "model", started="2026-01-01T00:00:00+00:00", finished=end)
+    seconds, name = runs.last_time("model", "nano")
+    assert (round(seconds), name) == (15, "nano")
+    assert runs.last_time("other", "nano") is None

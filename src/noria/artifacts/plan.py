@@ -21,7 +21,10 @@ Action = Literal["reuse", "resume", "run"]
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """What would happen to one step. `changes` are fields against the last artifact of this step's name."""
+    """What would happen to one step. `changes` are fields against the last artifact of this step's name.
+
+    `last_seconds` is how long a step of this name took when it was last made, by a run named `last_run`; None where it
+    never was, or has nothing to do now."""
 
     name: str
     stage: str
@@ -31,6 +34,8 @@ class PlannedStep:
     changes: tuple[Change, ...] = ()
     code_changed: bool = False
     marks: tuple[Mark, ...] = ()
+    last_seconds: float | None = None
+    last_run: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,13 @@ class Planner:
         resumes = self.store.work(step.key, step.code).has_progress()
         reason = self._reason(step, found)
         action: Action = "resume" if resumes else "run"
-        return PlannedStep(step.name, step.stage, step.key, action, reason, tuple(found or ()))
+        seconds, run = self._last_time(step)
+        fields = tuple(found or ())
+        return PlannedStep(step.name, step.stage, step.key, action, reason, fields, last_seconds=seconds, last_run=run)
+
+    def _last_time(self, step: Step) -> tuple[float | None, str]:
+        found = self.store.runs.last_time(step.name, self.run_name) if self.store.exists() else None
+        return found or (None, "")
 
     def _was_made(self, step: Step) -> bool:
         """True when this very key was published once and has been removed since."""

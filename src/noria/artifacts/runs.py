@@ -121,6 +121,22 @@ class RunDatabase:
         sql = "SELECT SUM((julianday(finished) - julianday(started)) * 86400) AS spent FROM steps WHERE key = ?"
         return self._rows(sql, (key,))[0]["spent"] or 0.0
 
+    def last_time(self, step_name: str, run_name: str) -> tuple[float, str] | None:
+        """(seconds, run's name) of the last time that a step of this name was made, by a run of that name if there was
+        one, else by any. Starts that ended before it was made count; those that were killed left no end."""
+        sql = """
+            WITH last AS (
+                SELECT run, name, key FROM steps JOIN runs USING (run)
+                WHERE step_name = :step AND steps.status = 'made' ORDER BY name = :name DESC, run DESC LIMIT 1),
+            before AS (
+                SELECT MAX(steps.run) AS run FROM steps JOIN last USING (key)
+                WHERE steps.status = 'made' AND steps.run < last.run)
+            SELECT SUM((julianday(steps.finished) - julianday(steps.started)) * 86400) AS spent, last.name AS name
+            FROM steps JOIN last USING (key)
+            WHERE steps.run <= last.run AND steps.run > COALESCE((SELECT run FROM before), 0) GROUP BY last.name"""
+        rows = self._rows(sql, {"step": step_name, "name": run_name})
+        return (rows[0]["spent"], rows[0]["name"]) if rows and rows[0]["spent"] is not None else None
+
     def events(self, run: int) -> list[dict[str, Any]]:
         rows = self._rows("SELECT * FROM events WHERE run = ? ORDER BY event", (run,))
         return [{**row, "data": json.loads(row["data"])} for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,7 @@ from noria.cli.app import (
 from noria.studio.output import console, print_json
 
 if TYPE_CHECKING:
-    from noria.artifacts import Artifact, Store
+    from noria.artifacts import Artifact, Plan, Step, Store
 
 
 @app.command(epilog="Example: noria run recipes/nano.toml --from pretraining --set pretraining.learning_rate=0.01")
@@ -99,7 +100,10 @@ def plan(
     store: StoreOption = None,
     json_: JsonOption = False,
 ) -> int:
-    """Show what `run` would do, and for each step which field changed since last time. Changes nothing."""
+    """Show what `run` would do, and for each step which field changed since last time. Changes nothing.
+
+    "last time" is how long a step of this name took when it was last made, whatever its settings were then.
+    """
     from noria.artifacts import Executor
     from noria.studio import show
     from noria.studio.lookup import run_name
@@ -107,12 +111,29 @@ def plan(
     opened = open_store(store)
     loaded, steps = load_steps(recipe, set_, turn, opened)
     planned = Executor(opened, run_name(loaded, turn)).plan(steps)
+    memory = _training_memory(steps, planned, opened)
     if json_:
-        return print_json({**show.plan_json(planned), "store_exists": opened.exists()})
-    show.plan(console(), planned, run_name(loaded, turn))
+        return print_json({**show.plan_json(planned, memory), "store_exists": opened.exists()})
+    show.plan(console(), planned, run_name(loaded, turn), memory)
     if not opened.exists():
         console().print(f"There is no store at {opened.root} yet; `noria run` makes it.", soft_wrap=True)
     return OK
+
+
+def _training_memory(steps: Sequence[Step], planned: Plan, store: Store) -> dict[str, int]:
+    """Bytes that the training of a base model will hold, by step, where the planner has already decided on it."""
+    from noria.stages import s4_pretraining as s4
+
+    made = {step.key for step in planned.steps if step.action == "reuse"}
+    found = {}
+    for step in steps:
+        decided = step.inputs.get("plan")
+        if step.stage != s4.STAGE or step.key in made or not decided or decided.key not in made:
+            continue
+        artifact = store.get(decided.key)
+        if artifact and (memory := s4.predicted_memory(step, artifact)):
+            found[step.name] = memory.total
+    return found
 
 
 def _import_traffic(log: Path, turn: int, store: Store) -> None:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from noria.artifacts import Numerics, Step, StepContext
-from noria.stages.precision import Precision, Precisions, precision_for
+from noria.artifacts import Artifact, Numerics, Step, StepContext
+from noria.stages.precision import Precision, Precisions, bytes_per_weight, precision_for
 
 if TYPE_CHECKING:
+    from noria.planning import TrainingMemory
     from noria.training import LoopConfig
 
 STAGE = "s4_pretraining"
@@ -90,6 +91,24 @@ def base_model(config: Config, plan: Step, shards: Step, tokenizer: Step, seed: 
         run=_run,
         numerics=Numerics(speed.precision, threads, config.processes, speed.compile),
     )
+
+
+def predicted_memory(base_model: Step, plan: Artifact) -> TrainingMemory | None:
+    """What the tensors of the training take, as it is configured; None on several processes, which share them.
+
+    An upper bound where activations are kept in bf16 or made again: these are counted as kept in fp32.
+    """
+    from noria.model import ModelConfig
+    from noria.planning import training_bytes
+
+    config: Identity = base_model.config  # type: ignore[assignment]
+    if base_model.numerics is None or base_model.numerics.world_size > 1:
+        return None
+    speed = config if isinstance(config, SpeedIdentity) else Speed()
+    decided = json.loads((plan.content / "plan.json").read_text(encoding="utf-8"))
+    rows = min(config.micro_batch_rows, decided["batch_tokens"] // decided["sequence_length"])
+    size = bytes_per_weight(speed.weight_precision)
+    return training_bytes(ModelConfig(**decided["model"]), rows, bytes_per_weight=size, muon=speed.muon)
 
 
 def _run(context: StepContext) -> Mapping[str, Any]:

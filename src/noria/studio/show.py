@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from noria.artifacts import Manifest, Plan
     from noria.artifacts.gc import Garbage, Held
     from noria.artifacts.lineage import Ancestor, OriginRow, RawRecords, Reached
-    from noria.artifacts.plan import Why
+    from noria.artifacts.plan import PlannedStep, Why
     from noria.studio.doctor import Fact
     from noria.studio.lookup import ForgottenUser
 
@@ -26,17 +26,20 @@ KEY_DIGITS = 12  # of a key that is shown to be typed again; JSON has all 32
 FACT_STYLES = {"ok": "green", "missing": "yellow", "bad": "bold red"}
 
 
-def plan(console: Console, planned: Plan, run_name: str) -> None:
+def plan(console: Console, planned: Plan, run_name: str, memory: Mapping[str, int] | None = None) -> None:
+    """`memory`: bytes that a step's training is predicted to hold."""
     wide = is_wide(console)
-    columns = ("stage", "step", "would", "why", "key") if wide else ("step", "would", "why")
-    rows = table(*columns, whole=("stage", "step", "would", "key"))
+    timed = any(step.last_seconds is not None for step in planned.steps)
+    columns = ("stage", "step", "would", "last time", "why", "key") if wide else ("step", "would", "last time", "why")
+    rows = table(*(name for name in columns if timed or name != "last time"), whole=("stage", "step", "would", "key"))
     for step in planned.steps:
         why = Items([*step.reason.split("; "), *(f"to forget: {mark.what} {mark.name}" for mark in step.marks)], "; ")
         action = Text(step.action, ACTION_STYLES[step.action])
+        last = (_last_time(step, run_name),) if timed else ()
         if wide:
-            rows.add_row(stage_title(step.stage), step.name, action, why, step.key[:8])
+            rows.add_row(stage_title(step.stage), step.name, action, *last, why, step.key[:8])
         else:
-            rows.add_row(step.name, action, why)
+            rows.add_row(step.name, action, *last, why)
     console.print(rows)
     for problem in planned.problems:
         console.print(Text(str(problem), "red"))
@@ -44,9 +47,21 @@ def plan(console: Console, planned: Plan, run_name: str) -> None:
     console.print(
         f"\n{run_name}: " + (f"{left} of {total} steps would run" if left else f"nothing to do, {total} steps")
     )
+    known = [step.last_seconds for step in planned.to_run if step.last_seconds is not None]
+    if known:
+        which = "they" if len(known) == left else f"{len(known)} of them"
+        console.print(f"{which} took {duration(sum(known))} when last made")
+    for name, size in (memory or {}).items():
+        console.print(f"{name} is predicted to hold {number(size)}B while it trains, beside the libraries")
 
 
-def plan_json(planned: Plan) -> dict[str, Any]:
+def _last_time(step: PlannedStep, run_name: str) -> str:
+    if step.last_seconds is None:
+        return ""
+    return duration(step.last_seconds) + (f" ({step.last_run})" if step.last_run != run_name else "")
+
+
+def plan_json(planned: Plan, memory: Mapping[str, int] | None = None) -> dict[str, Any]:
     steps = [
         {
             **{name: getattr(step, name) for name in ("name", "stage", "key", "action", "reason", "code_changed")},
@@ -54,6 +69,9 @@ def plan_json(planned: Plan) -> dict[str, Any]:
                 {"field": change.path, "old": _plain(change.old), "new": _plain(change.new)} for change in step.changes
             ],
             "marks": [asdict(mark) for mark in step.marks],
+            "last_seconds": step.last_seconds,
+            "last_run": step.last_run,
+            "memory_bytes": (memory or {}).get(step.name),
         }
         for step in planned.steps
     ]
