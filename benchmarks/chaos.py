@@ -111,9 +111,8 @@ def storm(command: Command, folder: Path, kills: int, seed: int = 0) -> Outcome:
     landed = []
     for target in choose(steps, kills, seed):
         landed.append(kill_at(command(stormy), stormy, target, steps, log, patience))
-        print(
-            f"kill {len(landed)}: aimed at {target.step.name} {target.moment}, landed {landed[-1].landed}", flush=True
-        )
+        said = f"kill {len(landed)}: aimed at {target.step.name} {target.moment}, landed {landed[-1].landed}"
+        print(said, file=sys.stderr, flush=True)
     finish(command(stormy), log)
     left = [
         str(path.relative_to(stormy)) for name in ("work", "trash", "damaged") for path in (stormy / name).glob("*")
@@ -331,7 +330,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the choice of moments")
     parser.add_argument("--quick", action="store_true", help="a toy chain of four steps and 10 kills: half a minute")
-    parser.add_argument("--json", action="store_true", help="the result as one JSON object on the last line")
+    parser.add_argument("--json", action="store_true", help="the result as one JSON object; the rest goes to stderr")
     options = parser.parse_args()
     if not options.quick and options.recipe is None:
         parser.error("name a recipe with --recipe, e.g. recipes/debug.toml, or use --quick")
@@ -350,7 +349,7 @@ def main() -> int:
     }
     for name in ("differences", "not_hit", "left_behind"):
         for line in extra[name]:
-            print(f"{name.replace('_', ' ')}: {line}")
+            print(f"{name.replace('_', ' ')}: {line}", file=sys.stderr)
     show("chaos", rows_of(outcome), as_json=options.json, quick=options.quick, **extra)
     return 1 if outcome.differences or outcome.not_hit or outcome.left_behind else 0
 

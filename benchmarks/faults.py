@@ -223,7 +223,7 @@ def bare(steps: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only faults of a process alone, and no overhead")
-    parser.add_argument("--json", action="store_true", help="the result as one JSON object on the last line")
+    parser.add_argument("--json", action="store_true", help="the result as one JSON object; the rest goes to stderr")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="noria-faults-") as folder:
         bench = Bench(Path(folder))
@@ -232,7 +232,7 @@ def main() -> int:
     rows = [Row(item.case, "undisturbed", item.loss, item.undisturbed, "nats a token") for item in outcomes]
     for item in outcomes:
         marks = [f"{'' if getattr(item, name) else 'NOT '}{name}" for name in ("detected", "attributed", "recovered")]
-        print(f"{item.case}: {', '.join(marks)}: {item.said}", flush=True)
+        print(f"{item.case}: {', '.join(marks)}: {item.said}", file=sys.stderr, flush=True)
     if not options.quick:
         rows.append(overhead(pairs=6, steps=100))
     show("faults", rows, as_json=options.json, quick=options.quick, faults=[asdict(item) for item in outcomes])

@@ -1,11 +1,12 @@
 """A whole GRPO step (sample, score, update) of SmolLM2-135M-Instruct: ours against TRL's GRPOTrainer.
 
-    python -m benchmarks.grpo_step --peer PYTHON [--threads 2] [--json] [--quick]
+    python -m benchmarks.grpo_step --peer PYTHON [--threads 2] [--compile] [--json] [--quick]
 
 PYTHON is an interpreter of an environment of its own with the same torch, transformers, accelerate and trl. Speed:
 32 prompts x 8 samples, every reply exactly 64 tokens long, the same prompts, reward, optimiser and rate, and a first
 step that only warms up. Both run with bf16 weights and with fp32 weights under bf16 autocast; the smaller ratio counts.
-Without bf16 units both sides compute in fp32.
+Without bf16 units both sides compute in fp32. `--compile` compiles our training; the peer's is compiled by
+`--compile-peer`. Memory is the most that each process held in those steps.
 Learning: fewer, shorter samples for more steps, the mean reward of the last third on both sides, over seeds. Phases:
 the speed of rollouts and of training in our run against each alone (rollouts without updates; updates on the first
 rollouts again and again). With one thread the clock is processor time, which neighbours on the machine do not lengthen,
@@ -20,7 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,10 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=SPEED.tokens, help="tokens a reply of the speed rows")
     parser.add_argument("--steps", type=int, default=SPEED.steps, help="steps of the speed rows, the first for warming")
     parser.add_argument("--no-learning", action="store_true", help="the speed rows alone")
+    parser.add_argument("--compile", action="store_true", help="compile our training")
+    parser.add_argument("--compile-peer", action="store_true", help="and the peer's")
+    parser.add_argument("--variant", choices=VARIANTS, help="this one alone")
+    parser.add_argument("--no-phases", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="few and short samples, speed alone")
     options = parser.parse_args()
@@ -73,12 +78,15 @@ def main() -> int:
     size = QUICK if options.quick else asked
     with tempfile.TemporaryDirectory(prefix="noria-grpo-step-") as folder:
         models = model_folders(Path(folder))
-        sides = Sides(models, options.peer, options.threads, Path(folder))
-        rows = [sides.speed(size, variant) for variant in VARIANTS]
+        compiled = {"ours": options.compile, "theirs": options.compile_peer}
+        sides = Sides(models, options.peer, options.threads, Path(folder), compiled)
+        variants = (options.variant,) if options.variant else VARIANTS
+        rows = [row for variant in variants for row in sides.speed(size, variant)]
         if not (options.quick or options.no_learning):
             rows += sides.learning(LEARNING)
-        rows += sides.phases(size)
-    show("grpo_step", rows, as_json=options.json, quick=options.quick, threads=options.threads)
+        if not options.no_phases:
+            rows += sides.phases(size)
+    show("grpo_step", rows, as_json=options.json, quick=options.quick, threads=options.threads, compiled=compiled)
     return 0
 
 
@@ -99,16 +107,22 @@ def model_folders(folder: Path) -> dict[str, Path]:
 class Sides:
     """Starts ours and theirs on the same task and reads a line of JSON a step from each."""
 
-    def __init__(self, models: dict[str, Path], peer: str, threads: int, folder: Path) -> None:
+    def __init__(
+        self, models: dict[str, Path], peer: str, threads: int, folder: Path, compiled: Mapping[str, bool]
+    ) -> None:
         self._models, self._peer, self._threads, self._folder = models, peer, threads, folder
+        self._compiled = compiled
 
-    def speed(self, size: Size, variant: str) -> Row:
-        """Seconds a step, after the first."""
+    def speed(self, size: Size, variant: str) -> list[Row]:
+        """Seconds a step, after the first; and memory."""
         ours = self._run("ours", size, variant, 0, equal_lengths=True)
         theirs = self._run("theirs", size, variant, 0, equal_lengths=True)
         pair = ([step["seconds"] for step in side[1][1:]] for side in (ours, theirs))  # the first step warms up
         case = f"{size.prompts} x {size.group} samples of {size.tokens} tokens"
-        return paired_row(case, f"{theirs[0]}, {variant}", *pair, "seconds a step", lower_is_better=True)
+        peer = f"{theirs[0]}, {variant}"
+        peaks = [side[1][-1]["peak_bytes"] for side in (ours, theirs)]
+        memory = Row(f"{case}: peak memory", peer, peaks[0] / 2**30, peaks[1] / 2**30, "GiB", ratio=peaks[1] / peaks[0])
+        return [paired_row(case, peer, *pair, "seconds a step", lower_is_better=True), memory]
 
     def phases(self, size: Size) -> list[Row]:
         """Seconds of each phase in a whole run against the phase alone."""
@@ -160,6 +174,7 @@ class Sides:
             "learning_rate": LEARNING_RATE,
             "seed": seed,
             "phase": phase,
+            "compile": self._compiled[side],
             "texts": texts(size.prompts),
         }
         ours = side == "ours"

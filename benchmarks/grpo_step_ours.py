@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.grpo_step_peer import clock, reward
+from benchmarks.grpo_step_peer import clock, peak_bytes, reward
 from noria.data.chat_tokenizer import load_chat_tokenizer
 from noria.evals.benchmarks import seeded_single_turn
 from noria.inference import Engine
@@ -58,7 +58,7 @@ def main() -> None:
         nonlocal started, sampling
         now = tick()
         row = {"seconds": now - started, "rollout_seconds": sampling, "reward": metrics["reward"]}
-        print(json.dumps(row), flush=True)
+        print(json.dumps({**row, "peak_bytes": peak_bytes()}), flush=True)
         started, sampling = now, 0.0
 
     config = GrpoConfig(
@@ -70,6 +70,7 @@ def main() -> None:
         muon=False,
         precision=precision,
         weight_precision="bfloat16" if task["variant"] == "bf16 weights" else "float32",
+        compile=task["compile"],
         micro_batch_rows=task["rows"],
     )
     task_seed = task["seed"]

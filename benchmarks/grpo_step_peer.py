@@ -1,12 +1,14 @@
 """TRL's side of `benchmarks/grpo_step.py`, run by the Python of the peer's environment: GRPOTrainer on a folder.
 
-Imports nothing of this project. Prints a line of JSON a step: its seconds and the mean reward of its samples.
+Imports nothing of this project. Prints a line of JSON a step: its seconds, the mean reward of its samples, and the most
+memory that the process held so far.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -27,6 +29,11 @@ def clock() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
+def peak_bytes() -> int:
+    """The most resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def main() -> None:
     task: dict[str, Any] = json.loads(sys.argv[1])
     torch.set_num_threads(task["threads"])
@@ -44,7 +51,8 @@ def main() -> None:
             self.started = tick()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            print(json.dumps({"seconds": tick() - self.started, "reward": heard[-1]}), flush=True)
+            row = {"seconds": tick() - self.started, "reward": heard[-1], "peak_bytes": peak_bytes()}
+            print(json.dumps(row), flush=True)
 
     heard: list[float] = []
     tick = clock()
@@ -56,6 +64,7 @@ def main() -> None:
             bf16=task["variant"] == "autocast",
             model_init_kwargs={"dtype": "bfloat16" if task["variant"] == "bf16 weights" else "float32"},
             gradient_checkpointing=False,
+            torch_compile=task["compile"],
             per_device_train_batch_size=task["rows"],
             gradient_accumulation_steps=samples // task["rows"],
             num_generations=task["group"],

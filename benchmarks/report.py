@@ -1,4 +1,4 @@
-"""What every benchmark prints: a table for people and, with --json, one JSON object on the last line."""
+"""What every benchmark prints: a table for people; with --json one JSON object, and the table on stderr."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def machine() -> dict[str, Any]:
 
 
 def show(name: str, rows: Sequence[Row], *, as_json: bool, quick: bool = False, **extra: Any) -> None:
-    """Print the table; then, if asked, the object {name, machine, quick, rows, **extra} as the last line."""
+    """Print the table and, if asked, the object {name, machine, quick, rows, **extra}: alone on stdout then."""
     from rich.console import Console
     from rich.table import Table
 
@@ -72,7 +72,7 @@ def show(name: str, rows: Sequence[Row], *, as_json: bool, quick: bool = False, 
         table.add_column(heading, justify="left" if heading in ("case", "peer", "unit") else "right")
     for row in rows:
         table.add_row(row.case, row.peer, f"{row.ours:.4g}", f"{row.theirs:.4g}", row.unit, _ratio(row), str(row.n))
-    Console().print(table)
+    Console(stderr=as_json).print(table)
     if as_json:
         body = {"name": name, "machine": measured_on, "quick": quick, "rows": [asdict(row) for row in rows], **extra}
         print(json.dumps(body), flush=True)

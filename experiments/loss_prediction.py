@@ -56,13 +56,14 @@ def main() -> int:
     found = [outcome(store, seed, options.threads) for seed in range(options.seeds)]
     covered = sum(low <= measured <= high for _, low, high, measured in found)
     half_widths = [(high - low) / 2 / mean for mean, low, high, _ in found]
-    for seed, (mean, low, high, measured) in enumerate(found):
-        print(f"seed {seed}: predicted {mean:.4f} [{low:.4f}, {high:.4f}], measured {measured:.4f}")
     verdict = "reproduced" if covered >= 0.8 * len(found) else "absent"
-    print(f"{verdict}: {covered} of {len(found)} covered; half-widths " + ", ".join(f"{w:.1%}" for w in half_widths))
     draw(found)
     if options.json:
         print(json.dumps({"experiment": "loss_prediction", "verdict": verdict, "covered": covered, "seeds": found}))
+        return 0
+    for seed, (mean, low, high, measured) in enumerate(found):
+        print(f"seed {seed}: predicted {mean:.4f} [{low:.4f}, {high:.4f}], measured {measured:.4f}")
+    print(f"{verdict}: {covered} of {len(found)} covered; half-widths " + ", ".join(f"{w:.1%}" for w in half_widths))
     return 0
 
 

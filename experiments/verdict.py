@@ -61,20 +61,21 @@ def arguments_parser(name: str, description: str | None, seeds: int = 5) -> argp
     parser.add_argument("--seeds", type=int, default=seeds, help=f"how many; {seeds} for a verdict")
     parser.add_argument("--store", default="store", help="where the text of the nano recipe lies, or is made")
     parser.add_argument("--threads", type=int, default=2, help="1 where other work shares the machine")
-    parser.add_argument("--json", action="store_true", help="the verdict as one JSON object on the last line")
+    parser.add_argument("--json", action="store_true", help="the verdict as one JSON object, in place of lines")
     return parser
 
 
 def show(found: Verdict, as_json: bool) -> None:
     effect = found.effect
+    if as_json:
+        print(json.dumps({**asdict(found), "effect": effect.as_json()}))
+        return
     print(
         f"{found.claim}\n{found.verdict}: {effect.estimate:+.4f} [{effect.low:+.4f}, {effect.high:+.4f}] {found.unit}, "
         f"n = {effect.n} seeds"
     )
     for name, value in found.details.items():
         print(f"  {name}: {value}")
-    if as_json:
-        print(json.dumps({**asdict(found), "effect": effect.as_json()}))
 
 
 def picture(

@@ -262,13 +262,13 @@ def test_weights_are_trained_in_the_precision_asked_for(
     asked = []
 
     def stop(model: Step, tasks: Step, grpo: open_model.GrpoSection, *_: object) -> list[Step]:
-        asked.append((grpo.precision, grpo.weight_precision))
+        asked.append((grpo.precision, grpo.weight_precision, grpo.compile))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(open_model, "journey", stop)
     job.run()
-    job.run("--precision", "bfloat16", "--weight-precision", "bfloat16")
-    assert asked == [("float32", "float32"), ("bfloat16", "bfloat16")]
+    job.run("--precision", "bfloat16", "--weight-precision", "bfloat16", "--compile")
+    assert asked == [("float32", "float32", False), ("bfloat16", "bfloat16", True)]
     assert job.run("--weight-precision", "bfloat16") == BAD_USE  # the others are float32
     assert "needs --precision bfloat16" in capsys.readouterr().err and len(asked) == 2
 

@@ -21,8 +21,10 @@ def test_interval_is_over_pairs_and_holds_the_ratio():
         paired_row("speed", "peer 1", [1.0], [1.0, 2.0], "x", lower_is_better=False)
 
 
-def test_last_line_is_one_json_object(capsys):
+def test_with_json_stdout_is_one_object_and_people_read_stderr(capsys):
     show("name", [Row("case", "peer 1", 1.0, 2.0, "s", 2.0, (1.5, 2.5), 3)], as_json=True, quick=True, note="x")
-    body = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    said = capsys.readouterr()
+    body = json.loads(said.out)
+    assert "peer 1" in said.err
     assert body["name"] == "name" and body["quick"] and body["note"] == "x" and body["machine"]["cores"] >= 1
     assert body["rows"][0]["interval"] == [1.5, 2.5]

@@ -107,6 +107,16 @@ def test_the_verdict_sees_what_was_said_to_every_held_out_task_and_what_is_right
     assert "commonest reply" in [check["metric"] for check in assessment["checks"]]
 
 
+def test_settings_of_speed_are_identity_only_where_they_are_not_the_default(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    plain = {step.name: step for step in build(load(recipe), 1, Store(tmp_path))}["grpo"]
+    assert not {"compile", "weight_precision"} & plain.canonical_config.keys()
+    text = recipe.read_text().replace("[grpo]", "[grpo]\ncompile = false\nrecompute_activations = true")
+    recipe.write_text(text)
+    less_memory = {step.name: step for step in build(load(recipe), 1, Store(tmp_path))}["grpo"]
+    assert plain.key != less_memory.key and less_memory.canonical_config["recompute_activations"] is True
+
+
 def test_no_prompt_is_trained_on_and_measured(made: dict[str, Artifact]) -> None:
     tasks = {name: open_model_tasks.read(made["tasks"].content, name) for name in ("train", "heldout", "unseen")}
     prompts = {name: {task.messages[-1].content for task in found} for name, found in tasks.items()}

@@ -9,7 +9,7 @@ import torch
 
 from noria.model import Transformer
 from noria.model.blocked_attention import blocked_attention
-from noria.training import Annotated, LoopConfig, Objective, train
+from noria.training import Annotated, LoopConfig, Objective, TokenBatch, train
 from noria.training.compute import check_compiler, computing
 from noria.training.step import measure_gradient
 from tests.training.test_objectives import TINY, full_batch, tiny
@@ -103,15 +103,19 @@ def test_without_a_compiler_the_error_says_what_to_install(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [24, 300])
+@pytest.mark.parametrize("before", [0, 40])
 @pytest.mark.parametrize("documents", [False, True])
-def test_blocked_attention_is_causal_attention_within_bf16_rounding(length, documents):
+def test_blocked_attention_is_causal_attention_within_bf16_rounding(length, before, documents):
+    """Over a whole row, and of the last tokens of a longer one."""
     g = torch.Generator().manual_seed(0)
-    shapes = ((3, 4, length, 16), (3, 2, length, 16), (3, 2, length, 16))
+    seen = before + length
+    shapes = ((3, 4, length, 16), (3, 2, seen, 16), (3, 2, seen, 16))
     parts = [torch.randn(shape, generator=g).bfloat16().requires_grad_() for shape in shapes]
-    mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    mask = torch.ones(1, 1, seen, seen, dtype=torch.bool).tril()
     if documents:
-        segment = (torch.rand(3, length, generator=g) < 0.1).cumsum(1)
+        segment = (torch.rand(3, seen, generator=g) < 0.1).cumsum(1)
         mask = mask & (segment[:, None, :, None] == segment[:, None, None, :])
+    mask = mask[:, :, before:]
     slope = torch.randn(shapes[0], generator=g)
     ours = blocked_attention(*parts, mask, 0.25)
     ours_slopes = torch.autograd.grad(ours, parts, slope.bfloat16())
@@ -120,3 +124,20 @@ def test_blocked_attention_is_causal_attention_within_bf16_rounding(length, docu
     twin_slopes = torch.autograd.grad(twin, exact, slope.bfloat16().float())
     for mine, theirs in zip((ours, *ours_slopes), (twin, *twin_slopes), strict=True):
         assert (mine.float() - theirs).norm() < 0.01 * theirs.norm()
+
+
+@pytest.mark.slow
+def test_a_compiled_step_of_uneven_micro_batches_gives_the_same_bits_again():
+    """Else the guard, which computes a suspicious step again, would blame the machine."""
+    model = Transformer(TINY.model_copy(update={"width": 64, "heads": 4, "kv_heads": 2, "context": 520}))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+    tokens_BT = torch.randint(0, 20, (8, 521), generator=torch.Generator().manual_seed(0))
+    batch = TokenBatch(tokens_BT, torch.ones(8, 520))
+    torch._dynamo.reset()
+    with computing(model, "bfloat16", compiled=True, recompute_activations=False):
+        found = []
+        for _ in range(2):
+            measure_gradient(model, batch, 3, Objective())
+            found.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert torch.equal(*found)

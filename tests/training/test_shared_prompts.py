@@ -141,6 +141,42 @@ def test_a_pass_in_bf16_is_as_near_to_fp32_as_separate_rows_are(prompt, reply, r
     assert (together - exact).norm() < 1.5 * (alone - exact).norm() < 0.1 * exact.norm()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("prompt", "reply"), [(24, 10), (170, 140)])
+def test_a_compiled_pass_is_as_near_to_fp32_and_attends_in_blocks(prompt, reply, separate):
+    model = wide()
+    batch = long_batch(prompt, reply)
+    _, exact = separate(gradient_of, model, batch)
+    with computing(model, "bfloat16", compiled=False, recompute_activations=False):
+        _, alone = separate(gradient_of, model, batch)
+    with computing(model, "bfloat16", compiled=True, recompute_activations=False):
+        with torch.profiler.profile() as found:
+            _, compiled = gradient_of(model, batch)
+    assert (compiled - exact).norm() < 1.5 * (alone - exact).norm() < 0.1 * exact.norm()
+    names = {event.key for event in found.key_averages()}
+    assert "noria::blocked_attention_backward" in names
+    assert not any("scaled_dot_product" in name for name in names)
+
+
+@pytest.mark.slow
+def test_one_compilation_serves_all_lengths_and_its_bits_depend_on_no_earlier_one():
+    """A run that resumes, or computes a step again to check it, has compiled other shapes before."""
+    from torch._dynamo.utils import counters
+
+    model = wide()
+    batches = [long_batch(*lengths) for lengths in [(24, 10), (22, 130), (30, 17), (40, 40), (31, 5), (26, 30)]]
+    found = []
+    for order in (batches, batches[::-1]):
+        torch._dynamo.reset()
+        counters.clear()
+        with computing(model, "bfloat16", compiled=True, recompute_activations=False):
+            gradients = [gradient_of(model, batch)[1] for batch in [*order, order[0]]]
+        assert torch.equal(gradients[0], gradients[-1])
+        found.append(gradients[:-1])
+        assert counters["stats"]["unique_graphs"] <= 10  # of five functions, some by kinds of mask; not one a length
+    assert all(map(torch.equal, found[0], found[1][::-1]))
+
+
 def test_long_replies_to_short_prompts_are_left_as_they_are():
     batch = long_batch(4, 1000)
     chosen_BT = batch.w_rl != 0

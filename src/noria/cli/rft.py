@@ -37,6 +37,9 @@ def rft(
     learning_rate: Annotated[float, typer.Option(min=1e-9, max=1.0)] = 1e-5,
     precision: TrainingOption = Training.auto,
     weight_precision: WeightsOption = Weights.float32,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the blocks: less memory and time a step, a minute or so before.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; part of what a result is.")] = 1,
     store: Annotated[
@@ -68,6 +71,7 @@ def rft(
         learning_rate=learning_rate,
         precision=precision.value,
         weight_precision=weight_precision.value,
+        compile=compile_,
     )
     measuring = EvaluationSection(max_tokens=max_tokens)
     screen = notices() if json_ else console()

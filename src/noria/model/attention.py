@@ -140,14 +140,14 @@ def _attend_by_part(
 ) -> Tensor:
     """Prompts over themselves, replies over their prompt and themselves: no reply computes anything for another one.
 
-    G rows, K key/value heads. A reply has fewer queries than keys, so `blocked_attention` never takes it.
+    G rows, K key/value heads.
     """
     key_prompts, value_prompts = mask.prompts(key_GKTd), mask.prompts(value_GKTd)
     key_both = mask.after_prompts(key_prompts, mask.replies(key_GKTd))
     value_both = mask.after_prompts(value_prompts, mask.replies(value_GKTd))
     prompts = attend(mask.prompts(query_GHTd), key_prompts, value_prompts, None, scale, soft_cap)
     query = mask.replies(query_GHTd)
-    is_boolean = soft_cap is not None or _is_short(query, key_both)
+    is_boolean = soft_cap is not None or is_faster(query, key_both) or _is_short(query, key_both)
     seen = mask.seen_E1RS if is_boolean else mask.added_E1RS
     return mask.joined(prompts, attend(query, key_both, value_both, seen, scale, soft_cap))
 

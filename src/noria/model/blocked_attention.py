@@ -1,12 +1,14 @@
 """Causal attention for compiled bf16 training on a CPU: products of whole blocks, one compiled pass between them.
 
+The queries are those of the last T of S tokens: of a whole row (S = T), or of a reply after its prompt.
+
 PyTorch's own CPU kernel (`scaled_dot_product_attention`) works on tiles that the bf16 units are wasted on: with its
 backward pass it took twice as long (docs/results.md, pretraining speed). Here the unit is a block of queries, all heads
 together; scores are made for keys up to the block's end only, stay in cache, and are made again in the backward pass
 instead of being kept (FlashAttention, arXiv 2205.14135, sections 3.1 and B.2).
 
 Scores are rounded to bf16 between the product and the softmax, which itself is in fp32.
-B batch, T time, H query heads, G key/value heads, r = H/G, d head width, Q queries of a block, E keys it may see.
+B batch, H query heads, G key/value heads, r = H/G, d head width, Q queries of a block, E keys it may see.
 """
 
 from __future__ import annotations
@@ -24,30 +26,31 @@ BLOCK_QUERIES = 128
 BLOCK_NUMBERS = 1 << 19
 
 
-def is_faster(query_BHTd: Tensor, key_BGTd: Tensor) -> bool:
-    """Whether a compiled bf16 training pass on a CPU is under way, over a whole sequence."""
+def is_faster(query_BHTd: Tensor, key_BGSd: Tensor) -> bool:
+    """Whether a compiled bf16 training pass on a CPU is under way."""
     return (
         query_BHTd.device.type == "cpu"
         and torch.compiler.is_compiling()
         and torch.is_autocast_enabled("cpu")
         and torch.is_grad_enabled()
-        and query_BHTd.shape[2:] == key_BGTd.shape[2:]
+        and query_BHTd.shape[2] <= key_BGSd.shape[2]
+        and query_BHTd.shape[3] == key_BGSd.shape[3]
     )
 
 
-def blocked_attention(query_BHTd: Tensor, key_BGTd: Tensor, value_BGTd: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """softmax(scale q.k) v over what `mask` (B or 1, 1, T, T) allows, which must be causal; bf16 in and out."""
-    parts = (part.to(torch.bfloat16).contiguous() for part in (query_BHTd, key_BGTd, value_BGTd))
+def blocked_attention(query_BHTd: Tensor, key_BGSd: Tensor, value_BGSd: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """softmax(scale q.k) v over what `mask` (B or 1, 1, T, S) allows, which must be causal; bf16 in and out."""
+    parts = (part.to(torch.bfloat16).contiguous() for part in (query_BHTd, key_BGSd, value_BGSd))
     return _attend(*parts, mask, scale)[0]
 
 
 @torch.library.custom_op("noria::blocked_attention", mutates_args=())
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     mixed, logsum_BHT = torch.empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
-    for rows, part, end in _blocks(query):
+    for rows, part, end in _blocks(query, key):
         score = torch.bmm(_fold(query[rows, :, part], key), key[rows, :, :end].flatten(0, 1).mT)
-        seen = mask[rows if len(mask) > 1 else slice(1), :, part, :end]
-        share, logsum = _compiled(_softmax)(_by_head(score, query[rows, :, part]), seen, scale)
+        score_BHQE = _by_head(score, query[rows, :, part])
+        share, logsum = _compiled(_softmax)(score_BHQE, _seen(mask, rows, part, end), scale)
         values = value[rows, :, :end].flatten(0, 1)
         mixed[rows, :, part] = torch.bmm(share.view_as(score), values).view_as(mixed[rows, :, part])
         logsum_BHT[rows, :, part] = logsum
@@ -60,17 +63,15 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With P the shares and dO the slope: dV = P' dO, dP = dO V', dS = P (dP - rowsum(dO O)), dQ = dS K, dK = dS' Q."""
     grads = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    for rows, part, end in _blocks(query):
+    for rows, part, end in _blocks(query, key):
         keys, values = key[rows, :, :end].flatten(0, 1), value[rows, :, :end].flatten(0, 1)
         queries, slopes = _fold(query[rows, :, part], key), _fold(slope[rows, :, part], key)
         score, share_slope = torch.bmm(queries, keys.mT), torch.bmm(slopes, values.mT)
         share, score_slope = _compiled(_softmax_backward)(
             _by_head(score, query[rows, :, part]),
             _by_head(share_slope, query[rows, :, part]),
-            mask[rows if len(mask) > 1 else slice(1), :, part, :end],
-            logsum[rows, :, part],
-            slope[rows, :, part],
-            mixed[rows, :, part],
+            _seen(mask, rows, part, end),
+            *(_own(whole[rows, :, part]) for whole in (logsum, slope, mixed)),
             scale,
         )
         share, score_slope = share.view_as(score), score_slope.view_as(score)
@@ -103,14 +104,25 @@ def _softmax_backward(
     return share_BHQE.to(torch.bfloat16), score_slope_BHQE.to(torch.bfloat16)
 
 
-def _blocks(query: Tensor) -> Iterator[tuple[slice, slice, int]]:
+def _blocks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice, int]]:
     """(rows, queries, keys up to the last of them)."""
     rows, heads, length, _ = query.shape
+    before = key.shape[2] - length
     for start in range(0, length, BLOCK_QUERIES):
         end = min(start + BLOCK_QUERIES, length)
-        together = max(1, BLOCK_NUMBERS // (heads * (end - start) * end))
+        together = max(1, BLOCK_NUMBERS // (heads * (end - start) * (before + end)))
         for first in range(0, rows, together):
-            yield slice(first, first + together), slice(start, end), end
+            yield slice(first, first + together), slice(start, end), before + end
+
+
+def _seen(mask: Tensor, rows: slice, part: slice, end: int) -> Tensor:
+    """(rows or 1, 1, Q, E)"""
+    return _own(mask[rows if len(mask) > 1 else slice(1), :, part, :end])
+
+
+def _own(part: Tensor) -> Tensor:
+    """A copy: what is compiled then sees one layout, whatever the part was cut from, and is not compiled again."""
+    return part.clone(memory_format=torch.contiguous_format)
 
 
 def _fold(part_BHQd: Tensor, key: Tensor) -> Tensor:
@@ -124,7 +136,7 @@ def _by_head(score: Tensor, part_BHQd: Tensor) -> Tensor:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function)
+    return torch.compile(function, dynamic=True)
 
 
 @_attend.register_fake

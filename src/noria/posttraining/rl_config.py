@@ -37,6 +37,10 @@ class RlConfig(BaseModel):
         default="float32",
         description="of the weights while they are trained, their gradients and moments: see training/loop.py",
     )
+    compile: bool = Field(default=False, description="torch.compile each block; needs a C++ compiler")
+    recompute_activations: bool = Field(
+        default=False, description="activation checkpointing: less memory, a third more products"
+    )
 
     loss: PolicyForm = Field(default="ppo", description="what is bounded: see training/objectives.py, PolicyLoss")
     clip_low: float | None = Field(default=None, gt=0, lt=1, description="bound below 1; by the loss if left out")
@@ -107,6 +111,8 @@ class RlConfig(BaseModel):
             muon=self.muon,
             precision=self.precision,
             weight_precision=self.weight_precision,
+            compile=self.compile,
+            recompute_activations=self.recompute_activations,
         )
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ from noria.stages import s9_deployment as s9
 from noria.stages.open_model_evaluation import EvaluationSection, candidates, evaluated, metrics_of
 from noria.stages.open_model_replies import load, roller, room_of
 from noria.stages.open_model_signal import FirstStep, refuse_without_signal
-from noria.stages.precision import AskedPrecision, Precision, Precisions, precision_for
+from noria.stages.precision import AskedPrecision, Computing, Precision, precision_for
 
 if TYPE_CHECKING:
     from noria.model import Transformer
@@ -58,7 +58,7 @@ class _Grpo(_Section):
     )
 
 
-class GrpoSection(_Grpo, Precisions):
+class GrpoSection(_Grpo, Computing):
     """[grpo] of a recipe for an open model."""
 
 
@@ -82,8 +82,10 @@ class ReinforcedIdentity(_Grpo):
     seed: int
 
 
-class LowIdentity(ReinforcedIdentity):
-    weight_precision: Precision  # where it is not the default: so a recipe without it keeps its key
+class ComputingIdentity(ReinforcedIdentity, Computing):
+    """Where anything but `precision` is not the default: so a recipe without it keeps its key."""
+
+    precision: Precision
 
 
 def journey(
@@ -114,11 +116,11 @@ def reinforced(
     config: GrpoSection, model: Step, tasks: Step, grader: task_sets.TaskGrader, seed: int, numerics: Numerics
 ) -> Step:
     """A model folder, with history.json (a row a step: the reward and what it was watched by)."""
-    chosen = {**config.model_dump(), "precision": precision_for(config.precision)}
-    if config.weight_precision == "float32":
-        del chosen["weight_precision"]
-    kind = LowIdentity if "weight_precision" in chosen else ReinforcedIdentity
-    identity = kind(**chosen, graders=grader.versions, seed=seed)
+    own = {"precision": precision_for(config.precision), "graders": grader.versions, "seed": seed}
+    chosen = {**config.model_dump(), **own}
+    plain = {name: value for name, value in chosen.items() if name in ReinforcedIdentity.model_fields}
+    is_plain = all(chosen[name] == Computing.model_fields[name].default for name in chosen if name not in plain)
+    identity = ReinforcedIdentity(**plain) if is_plain else ComputingIdentity(**chosen)
     inputs = {"model": model, "tasks": tasks}
     return Step("grpo", STAGE, "model", 1, identity, partial(_reinforce, grader=grader), inputs, numerics)
 

@@ -1,4 +1,4 @@
-"""In which precision a stage computes and keeps its weights; which one of products suits this processor."""
+"""How a stage that trains computes: precision of products and weights, compiled or not, what is recomputed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ AskedPrecision = Literal["auto", "float32", "bfloat16"]
 BF16_UNITS = ("avx512_bf16", "amx_bf16")
 
 
-class Precisions(BaseModel):
-    """Of a stage that trains."""
+class Computing(BaseModel):
+    """How fast and in how much memory; named as in `LoopConfig`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,12 +25,20 @@ class Precisions(BaseModel):
         description="of the matrices that are trained, their gradients and moments; bfloat16: half the memory, updates "
         "rounded at random; needs precision bfloat16",
     )
+    compile: bool = Field(default=False, description="torch.compile each block; needs a C++ compiler")
+    recompute_activations: bool = Field(
+        default=False, description="activation checkpointing: less memory, a third more products"
+    )
 
     @model_validator(mode="after")
-    def _check_precisions(self) -> Self:
+    def _check_machine(self) -> Self:
         if self.weight_precision == "bfloat16" and precision_for(self.precision) == "float32":
             why = " (this processor has no units for it, so auto is float32)" if self.precision == "auto" else ""
             raise ValueError(f'weight_precision = "bfloat16" needs precision = "bfloat16"{why}')
+        if self.compile:  # so that what is missing is told before anything runs
+            from noria.training.compute import check_compiler
+
+            check_compiler()
         return self
 
 

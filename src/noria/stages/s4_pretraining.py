@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from noria.artifacts import Artifact, Numerics, Step, StepContext
-from noria.stages.precision import Precision, Precisions, bytes_per_weight, precision_for
+from noria.stages.precision import Computing, Precision, bytes_per_weight, precision_for
 
 if TYPE_CHECKING:
     from noria.planning import TrainingMemory
@@ -38,14 +38,8 @@ class Choices(BaseModel):
         return value
 
 
-class Speed(Precisions):
-    """How fast and in how much memory; named as in LoopConfig."""
-
+class Speed(Computing):
     muon: bool = Field(default=True, description="Muon for hidden matrices; false: AdamW for all")
-    compile: bool = Field(default=False, description="torch.compile each block; needs a C++ compiler")
-    recompute_activations: bool = Field(
-        default=False, description="activation checkpointing: less memory, a third more products"
-    )
 
 
 class Config(Choices, Speed):
@@ -56,13 +50,9 @@ class Config(Choices, Speed):
     )
 
     @model_validator(mode="after")
-    def _check_machine(self) -> Self:
+    def _check_processes(self) -> Self:
         if self.weight_precision == "bfloat16" and self.processes > 1:
             raise ValueError('weight_precision = "bfloat16" trains in one process: set processes = 1, or leave it out')
-        if self.compile:  # so that what is missing is told before anything runs
-            from noria.training.compute import check_compiler
-
-            check_compiler()
         return self
 
 

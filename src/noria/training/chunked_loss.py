@@ -280,7 +280,7 @@ def _slopes(logits_CV: Tensor, logsum_C1: Tensor, total_C1: Tensor, soft_cap: fl
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function)
+    return torch.compile(function, dynamic=True)
 
 
 def _block_rows(logits_CV: Tensor) -> int:

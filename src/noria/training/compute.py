@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config as fx_config
 from torch.utils.checkpoint import checkpoint
 
 from noria.model import Transformer
@@ -33,11 +34,15 @@ def computing(
 
     bfloat16: products in bf16 from weights rounded for each use (autocast); the residual stream, norms, softmax and the
     loss's statistics in fp32. Blocks are compiled one by one: they share one compilation, and nothing outside them
-    costs much. Recomputing keeps only each block's input: about a third more products, most of the memory saved.
+    costs much. It holds for rows of any number and length: another one for other shapes would round in another order,
+    and bits would depend on which shapes came first. Recomputing keeps only each block's input: about a third more
+    products, most of the memory saved.
     Raises ValueError where there is no compiler.
     """
     if compiled:
         check_compiler()
+    # Otherwise sizes that are equal when something is compiled are taken to be so forever.
+    any_shape = fx_config.patch(use_duck_shape=False) if compiled else nullcontext()  # type: ignore[attr-defined]
     plain: Callable[..., Tensor] = model.hidden
     was_patched = "hidden" in vars(model)
 
@@ -60,7 +65,8 @@ def computing(
     hidden.is_compiled = compiled  # type: ignore[attr-defined]
     model.hidden = hidden  # type: ignore[method-assign]
     try:
-        yield
+        with any_shape:
+            yield
     finally:
         if was_patched:
             model.hidden = plain  # type: ignore[method-assign]
@@ -88,7 +94,7 @@ def check_compiler() -> None:
 
 
 def _forward(block: torch.nn.Module, compiled: bool, recompute_activations: bool) -> Callable[..., Any]:
-    forward = torch.compile(block.forward) if compiled else block.forward
+    forward = torch.compile(block.forward, dynamic=True) if compiled else block.forward
     return partial(checkpoint, forward, use_reentrant=False) if recompute_activations else forward
 
 
