@@ -207,6 +207,7 @@ def guarded(folder: Path, steps: int) -> float:
 
 
 def bare(steps: int) -> float:
+    from noria.training.heap import kept_mapped
     from noria.training.loop import optimiser_step
     from noria.training.objectives import Objective
     from noria.training.optim import MuonAdamW
@@ -215,8 +216,9 @@ def bare(steps: int) -> float:
     optimizer = MuonAdamW(model, config.learning_rate, config.weight_decay)
     model.train()
     started = time.process_time()
-    for step in range(steps):
-        optimiser_step(model, optimizer, annotate(step).batch, config, config.rate(step), Objective())
+    with kept_mapped():  # as `train` does, which is no overhead but the contrary
+        for step in range(steps):
+            optimiser_step(model, optimizer, annotate(step).batch, config, config.rate(step), Objective())
     return (time.process_time() - started) / steps
 
 

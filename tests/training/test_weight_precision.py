@@ -12,6 +12,7 @@ from noria.inference.weights import fingerprint
 from noria.model import ModelConfig, Transformer
 from noria.training import Annotated, LoopConfig, Objective, Progress, TokenBatch, rounding, train
 from noria.training.bf16_weights import weights_in
+from noria.training.checkpoint import CheckpointError
 from noria.training.compute import computing
 from noria.training.critic import attach_critic
 from noria.training.optim import MuonAdamW
@@ -137,6 +138,13 @@ def test_an_interrupted_run_continues_bitwise(tmp_path):
     again = Transformer(TINY)
     assert train(again, annotate, config(), Progress(folder=tmp_path, checkpoint_steps=5)) == history
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_a_run_in_fp32_does_not_go_on_from_bf16_weights(tmp_path):
+    progress = Progress(folder=tmp_path, checkpoint_steps=5)
+    train(Transformer(TINY), annotate, config(), progress)
+    with pytest.raises(CheckpointError, match=r"in bfloat16, and this run has it as .* in float32"):
+        train(Transformer(TINY), annotate, config(weight_precision="float32"), progress)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

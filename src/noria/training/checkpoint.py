@@ -30,6 +30,8 @@ from noria.training.parallel import ALONE, Ranks
 PREFIX, UNFINISHED = "step-", ".new"
 PROGRESS, MANIFEST = "progress.json", "manifest.json"
 
+Held = tuple[tuple[int, ...], torch.dtype]  # of a tensor: what a checkpoint tells of it
+
 # A process alone is meant to be alone, and is told so at each save and load, from a thread of its own.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
@@ -176,7 +178,8 @@ def read_progress(folder: Path) -> dict[str, Any]:
 def load_tensors(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks = ALONE) -> None:
     """Read a checkpoint into `tensors`, in place: whole or sharded, whatever number of ranks wrote it.
 
-    No second copy of the state is made; a rank reads its own part. Raises CheckpointError where names or shapes differ.
+    No second copy of the state is made; a rank reads its own part. Raises CheckpointError where names, shapes or
+    precisions differ.
     """
     _refuse_misfit(folder, tensors)
     _read(folder, tensors, ranks)
@@ -193,8 +196,7 @@ def average(folders: Sequence[Path], prefix: str = "model.") -> dict[str, Tensor
     mean: dict[str, Tensor] = {}
     for count, folder in enumerate(folders, start=1):
         verify(folder)
-        sizes = {name: size for name, size in _sizes(folder).items() if name.startswith(prefix)}
-        tensors = {name: torch.empty(size) for name, size in sizes.items()}
+        tensors = {name: torch.empty(size) for name, (size, _) in _held(folder).items() if name.startswith(prefix)}
         _read(folder, tensors, ALONE)
         for name, tensor in tensors.items():
             short = name.removeprefix(prefix)
@@ -207,18 +209,24 @@ def _read(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
 
 
 def _refuse_misfit(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    found, wanted = _sizes(folder), {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = _held(folder)
+    wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if found.get(name) != wanted.get(name):
             raise CheckpointError(
-                f"{folder} is of another run's shape: it holds {name} as {found.get(name, 'nothing')}, and this run "
-                f"has it as {wanted.get(name, 'nothing')}; remove it to start from the beginning"
+                f"{folder} is of another run: it holds {name} as {_said(found.get(name))}, and this run has it as "
+                f"{_said(wanted.get(name))}; remove it to start from the beginning"
             )
 
 
-def _sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+def _held(folder: Path) -> dict[str, Held]:
     entries = FileSystemReader(folder).read_metadata().state_dict_metadata
-    return {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    return {name: (tuple(entry.size), entry.properties.dtype) for name, entry in tensors.items()}
+
+
+def _said(held: Held | None) -> str:
+    return f"{held[0]} in {str(held[1]).removeprefix('torch.')}" if held else "nothing"
 
 
 def _describe(path: Path) -> dict[str, Any]:
