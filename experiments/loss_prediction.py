@@ -43,7 +43,7 @@ def draw(found: list[tuple[float, float, float, float]]) -> None:
     axes.errorbar(seeds, mean, yerr=(below, above), fmt="o", capsize=6, label="predicted, 95%")
     axes.plot(seeds, measured, "x", markersize=9, markeredgewidth=2, label="measured")
     axes.set(xlabel="seed", ylabel="held-out loss, nats a token", xticks=list(seeds))
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     PICTURES.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURES / "loss_prediction.png", dpi=110)
