@@ -7,7 +7,9 @@ import platform
 import pytest
 import torch
 
-from noria.training.heap import kept_mapped
+from noria.training import Annotated, LoopConfig, train
+from noria.training.heap import Heap, kept_mapped
+from tests.training.test_objectives import full_batch, tiny
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc, which is left alone")
 NUMBERS = 40 << 20
@@ -47,3 +49,19 @@ def test_it_ends_with_an_error_too():
         torch.ones(NUMBERS)
         raise KeyError
     assert resident_bytes() - before < 0.5 * SIZE
+
+
+def test_steps_of_other_shapes_begin_without_what_was_freed():
+    before = resident_bytes()
+    with kept_mapped() as heap:
+        for shape, stays in [((1, 2), True), ((1, 2), True), ((1, 3), False)]:
+            torch.ones(NUMBERS)
+            heap.expect(shape)
+            assert (resident_bytes() - before > 0.9 * SIZE) == stays
+
+
+def test_a_run_tells_the_shape_of_each_step(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Heap, "expect", lambda _, shape: seen.append(tuple(shape)))
+    train(tiny(), lambda step: Annotated(full_batch()), LoopConfig(steps=2, learning_rate=0.01))
+    assert seen == [tuple(full_batch().tokens_BT.shape)] * 2

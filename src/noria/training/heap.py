@@ -1,7 +1,8 @@
 """Memory that a training step frees stays mapped, ready for the next one.
 
 A step allocates its activations anew, and glibc gives large pieces back to the system as they are freed: the next step
-has every page mapped and filled with zeros again (350,000 of them a step at 135M parameters and 2,048 tokens).
+has every page mapped and filled with zeros again (350,000 of them a step at 135M parameters and 2,048 tokens). Kept,
+they serve a step of the same shape; steps of many shapes would leave holes that fit none, more with every step.
 """
 
 from __future__ import annotations
@@ -19,29 +20,42 @@ USUAL_TRIM, USUAL_MMAP, USUAL_MMAP_COUNT = 64 << 20, 32 << 20, 65536
 _lock, _within = threading.Lock(), 0
 
 
+class Heap:
+    """glibc's; with another library nothing happens."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+        self._shape: tuple[int, ...] | None = None
+
+    def expect(self, shape: tuple[int, ...]) -> None:
+        """A step of this shape comes: if the last one had another, what is free goes back first."""
+        if self._libc is not None and self._shape not in (None, shape):
+            self._libc.malloc_trim(0)
+        self._shape = shape
+
+    def enter(self, by: int) -> None:
+        global _within
+        with _lock:
+            before, _within = _within, _within + by
+            if self._libc is not None and not before:
+                self._libc.mallopt(MMAP_MAX, 0)
+                self._libc.mallopt(TRIM_THRESHOLD, -1)  # never
+            elif self._libc is not None and not _within:
+                self._libc.mallopt(MMAP_MAX, USUAL_MMAP_COUNT)
+                self._libc.mallopt(MMAP_THRESHOLD, USUAL_MMAP)
+                self._libc.mallopt(TRIM_THRESHOLD, USUAL_TRIM)
+                self._libc.malloc_trim(0)
+
+
 @contextmanager
-def kept_mapped() -> Iterator[None]:
+def kept_mapped() -> Iterator[Heap]:
     """Within it what the main thread frees stays with the process; after the outermost one, what is free goes back.
 
-    It sets malloc's options for the whole process, those of the environment too. Nothing happens without glibc.
+    It sets malloc's options for the whole process, those of the environment too.
     """
-    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-    _enter(libc, 1)
+    heap = Heap()
+    heap.enter(1)
     try:
-        yield
+        yield heap
     finally:
-        _enter(libc, -1)
-
-
-def _enter(libc: ctypes.CDLL | None, by: int) -> None:
-    global _within
-    with _lock:
-        before, _within = _within, _within + by
-        if libc is not None and not before:
-            libc.mallopt(MMAP_MAX, 0)
-            libc.mallopt(TRIM_THRESHOLD, -1)  # never
-        elif libc is not None and not _within:
-            libc.mallopt(MMAP_MAX, USUAL_MMAP_COUNT)
-            libc.mallopt(MMAP_THRESHOLD, USUAL_MMAP)
-            libc.mallopt(TRIM_THRESHOLD, USUAL_TRIM)
-            libc.malloc_trim(0)
+        heap.enter(-1)

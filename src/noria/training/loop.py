@@ -104,7 +104,7 @@ def train(
         model, config.precision, compiled=config.compile, recompute_activations=config.recompute_activations
     )
     stored = weights_in(model, config.weight_precision, progress.ranks)
-    with kept_mapped(), stored, how, Run(model, optimizer, progress, config.guard, config.steps) as run:
+    with kept_mapped() as heap, stored, how, Run(model, optimizer, progress, config.guard, config.steps) as run:
         watch = Watch(model, optimizer, config.guard, config.micro_batch_rows, objective, progress.ranks, run.tell)
         watch.remember()
         while (step := len(run.history)) < config.steps + run.made_up:
@@ -113,6 +113,7 @@ def train(
                 run.record({"learning_rate": rate, "tokens": 0.0, "skipped": 1.0, "left_out": 1.0})
                 continue
             annotated = annotate(step)
+            heap.expect(annotated.batch.tokens_BT.shape)
             gradient, verdict = watch.gradient(step, annotated.batch, run.history)
             if verdict == "damaged":
                 run.return_to_last(step)
