@@ -2,7 +2,7 @@
 
 A step allocates its activations anew, and glibc gives large pieces back to the system as they are freed: the next step
 has every page mapped and filled with zeros again (350,000 of them a step at 135M parameters and 2,048 tokens). Kept,
-they serve a step of the same shape; steps of many shapes would leave holes that fit none, more with every step.
+they serve a step of the same shape; steps of many shapes leave holes that fit none, more with every step.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Heap:
         self._shape: tuple[int, ...] | None = None
 
     def expect(self, shape: tuple[int, ...]) -> None:
-        """A step of this shape comes: if the last one had another, what is free goes back first."""
-        if self._libc is not None and self._shape not in (None, shape):
-            self._libc.malloc_trim(0)
+        """A step of this shape comes: if the one before had another, nothing is kept from here on."""
+        if self._shape not in (None, shape):
+            self._give_back()
         self._shape = shape
 
     def enter(self, by: int) -> None:
@@ -40,16 +40,21 @@ class Heap:
             if self._libc is not None and not before:
                 self._libc.mallopt(MMAP_MAX, 0)
                 self._libc.mallopt(TRIM_THRESHOLD, -1)  # never
-            elif self._libc is not None and not _within:
-                self._libc.mallopt(MMAP_MAX, USUAL_MMAP_COUNT)
-                self._libc.mallopt(MMAP_THRESHOLD, USUAL_MMAP)
-                self._libc.mallopt(TRIM_THRESHOLD, USUAL_TRIM)
-                self._libc.malloc_trim(0)
+            elif not _within:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        if self._libc is not None:
+            self._libc.mallopt(MMAP_MAX, USUAL_MMAP_COUNT)
+            self._libc.mallopt(MMAP_THRESHOLD, USUAL_MMAP)
+            self._libc.mallopt(TRIM_THRESHOLD, USUAL_TRIM)
+            self._libc.malloc_trim(0)
 
 
 @contextmanager
 def kept_mapped() -> Iterator[Heap]:
-    """Within it what the main thread frees stays with the process; after the outermost one, what is free goes back.
+    """Within it what the main thread frees stays with the process, as long as steps are of one shape (`Heap.expect`);
+    after the outermost one, what is free goes back.
 
     It sets malloc's options for the whole process, those of the environment too.
     """
