@@ -114,6 +114,10 @@ def test_a_model_that_learnt_one_reply_to_everything_is_not_called_better(
         ({"answer": "x"}, "tasks.jsonl:3: give either prompt"),
         ({"prompt": " ", "answer": "x"}, "tasks.jsonl:3: a prompt is text that is not empty"),
         ({"messages": [{"role": "bot", "content": "x"}], "answer": "x"}, "tasks.jsonl:3: a message has a role"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "answer": "x"},
+            "tasks.jsonl:3: messages end with the assistant's own turn",
+        ),
     ],
 )
 def test_a_bad_line_is_named_before_any_work(
@@ -129,10 +133,10 @@ def test_a_bad_line_is_named_before_any_work(
 @pytest.mark.parametrize(
     ("grader", "said"),
     [
-        (EXACT | {"reference": "never"}, "gold answers less than 1"),
+        (EXACT | {"reference": "never"}, "of {tasks}:1: it would reward something else"),
         (EXACT | {"operation": "ne"}, "gold answers less than 1"),
         (python("return 1.0"), "passes an empty answer"),
-        (python("raise RuntimeError('broken')"), "broken"),
+        (python("raise RuntimeError('broken')"), "the grader fails on {tasks}:1: "),
         (python("return float('nan')"), "no finite number"),
         (python("return 'good'"), "is no number"),
         (EXACT | {"input": "{{sample.text}}"}, "input: {{sample.text}} is no template"),
@@ -147,7 +151,7 @@ def test_a_broken_grader_is_refused_before_any_work(
 ) -> None:
     job.grader(grader)
     assert job.run() == BAD_USE
-    assert said in capsys.readouterr().err
+    assert said.replace("{tasks}", str(job.folder / "tasks.jsonl")) in capsys.readouterr().err
     assert not (job.folder / "out").exists()
 
 

@@ -65,7 +65,7 @@ def test_a_model_that_says_the_commonest_answer_to_everything_is_not_called_bett
     assert verdict.decision == "inconclusive"
     assert "'delivery' is 0.989 [0.941, 0.998], n = 92 of the replies" in doubt(verdict)
     assert "no gold answer is that of more than 0.370 of the tasks" in doubt(verdict)
-    assert any("the gain is of family delivery alone" in reason for reason in verdict.reasons)
+    assert any("the gain is seen in family delivery alone" in reason for reason in verdict.reasons)
 
 
 def test_a_few_lucky_hits_beside_one_reply_do_not_dispel_the_doubt() -> None:
@@ -127,7 +127,7 @@ def test_a_gain_in_one_family_is_told_and_does_not_decide() -> None:
     after = [*said(NUMBERS[:64], 0.8, ["100", "200"], 1), *before[64:]]
     verdict = judged(NUMBERS, before, after, families=families)
     assert verdict.decision == "release"
-    assert any("the gain is of family sums alone" in reason for reason in verdict.reasons)
+    assert any("the gain is seen in family sums alone" in reason for reason in verdict.reasons)
     both = judged(NUMBERS, before, said(NUMBERS, 0.5, ["100", "200"], 1), families=families)
     assert not any("alone" in reason for reason in both.reasons)
 

@@ -134,6 +134,7 @@ def _said(results: dict[str, Any], out: Path) -> str:
         for row in results["comparison"]
         if row["n"] > 1
     ]
-    verdict = "better" if results["decision"] == "release" else f"not shown to be better ({results['decision']})"
-    said = [f"\n{verdict}:", *lines, *(f"- {reason}" for reason in results["reasons"][1:])]
+    is_better = results["decision"] == "release"
+    verdict = "the model is better" if is_better else f"the model is not shown to be better ({results['decision']})"
+    said = [f"\nVerdict: {verdict}", *lines, *(f"- {reason}" for reason in results["reasons"][1:])]
     return "\n".join([*said, f"{out}/model, {out}/report.html and {out}/results.json written"])

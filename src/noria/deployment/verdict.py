@@ -277,7 +277,7 @@ def _gain_of_one_slice(candidate: Candidate, incumbent: Candidate, rules: Rules)
             for chosen in (items, candidate.slices.keys() - items)
         )
         if superior(own) and not superior(rest) and rest.high < own.low:
-            return [f"the gain is of family {name} alone: {_spell(own)}; all others together: {_spell(rest)}"]
+            return [f"the gain is seen in family {name} alone: {_spell(own)}; all others together: {_spell(rest)}"]
     return []
 
 

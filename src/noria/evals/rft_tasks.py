@@ -113,4 +113,6 @@ def _prompt(raw: Mapping[str, Any]) -> tuple[Message, ...]:
             raise ValueError(f"a message has a role ({', '.join(get_args(Role))}) and content; found {message!r:.80}")
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise ValueError(f"a prompt is text that is not empty; found {message.get('content')!r:.80}")
+    if listed[-1]["role"] == "assistant":
+        raise ValueError("messages end with the assistant's own turn, so that there is nothing to answer: leave it out")
     return tuple(Message(message["role"], message["content"]) for message in listed)

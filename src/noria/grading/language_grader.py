@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from noria.grading import formula, grader_language, python_grader, similarity
 from noria.grading.grader import BROKEN_OUTCOMES, version_of
@@ -58,34 +58,34 @@ class LanguageGrader:
         return Score("graded", self.ref, float(result["reward"]), components=passed | result["sub_rewards"])
 
 
-def refuse_broken(grader: LanguageGrader, tasks: Sequence[Task]) -> None:
-    """Try the grader on gold answers, where tasks have them, and on empty ones.
+def refuse_broken(grader: LanguageGrader, tasks: Mapping[str, Task]) -> None:
+    """Try the grader on gold answers, where tasks have them, and on empty ones. Tasks go by where they stand.
 
     Raises GraderError for one that fails on either, does not pass gold answers, or passes empty ones: what it rewards
     would be noise, or silence.
     """
-    chosen = tasks[:: max(1, len(tasks) // CHECKED)][:CHECKED]
-    gold = [(task, _judged(grader, task, task.answer)) for task in chosen if task.answer]
-    empty = [(task, _judged(grader, task, "")) for task in chosen]
-    lost = [task for task, score in gold if (score.value or 0.0) < grader.threshold]
+    chosen = list(tasks.items())[:: max(1, len(tasks) // CHECKED)][:CHECKED]
+    gold = [(place, _judged(grader, place, task, task.answer)) for place, task in chosen if task.answer]
+    empty = [(place, _judged(grader, place, task, "")) for place, task in chosen]
+    lost = [place for place, score in gold if (score.value or 0.0) < grader.threshold]
     if lost:
         raise GraderError(
             f"the grader gives {len(lost)} of {len(gold)} gold answers less than {grader.threshold:g}, the first "
-            f"{lost[0].answer!r:.60} of task {lost[0].id}: it would reward something else than the right answer"
+            f"{tasks[lost[0]].answer!r:.60} of {lost[0]}: it would reward something else than the right answer"
         )
-    free = [task for task, score in empty if (score.value or 0.0) >= grader.threshold]
+    free = [place for place, score in empty if (score.value or 0.0) >= grader.threshold]
     if free:
         raise GraderError(
-            f"the grader passes an empty answer to {len(free)} of {len(empty)} tasks, the first {free[0].id}: a model "
+            f"the grader passes an empty answer to {len(free)} of {len(empty)} tasks, the first {free[0]}: a model "
             "would learn to say nothing"
         )
     if gold and len({score.value for _, score in (*gold, *empty)}) == 1:
         raise GraderError("the grader gives gold and empty answers the same reward: there is nothing to learn from it")
 
 
-def _judged(grader: LanguageGrader, task: Task, answer: str) -> Score:
+def _judged(grader: LanguageGrader, place: str, task: Task, answer: str) -> Score:
     """Stops at the first failure: a grader that hangs would hang at each."""
     score = grader.judge(task, answer)
     if score.value is None:
-        raise GraderError(f"the grader fails on task {task.id}: {score.evidence}")
+        raise GraderError(f"the grader fails on {place}: {score.evidence}")
     return score

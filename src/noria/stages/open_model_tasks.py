@@ -106,8 +106,8 @@ def from_file(
     """
     from noria.grading.language_grader import refuse_broken
 
-    train, held_out = _read_files(tasks, heldout, grader)
-    refuse_broken(grader, [*train, *held_out])
+    _read_files(tasks, heldout, grader)  # for what it refuses
+    refuse_broken(grader, _by_place(tasks, heldout, grader))
     identity = FileIdentity(
         tasks=file_hash(tasks),
         heldout=file_hash(heldout) if heldout else None,
@@ -153,23 +153,32 @@ def _read_files(tasks: Path, heldout: Path | None, grader: LanguageGrader) -> tu
     return train, held_out
 
 
+def _by_place(tasks: Path, heldout: Path | None, grader: LanguageGrader) -> dict[str, Task]:
+    """All tasks, each by its file and line."""
+    from noria.evals.rft_tasks import read_numbered
+    from noria.grading.grader_language import required_fields
+
+    required = required_fields(grader.grader)
+    return {
+        f"{path}:{number}": task
+        for path in (tasks, heldout)
+        if path
+        for number, task in read_numbered(path, grader.ref, required).items()
+    }
+
+
 def _from_file(context: StepContext, grader: LanguageGrader) -> Mapping[str, Any]:
     from noria.data.chat_tokenizer import load_chat_tokenizer
     from noria.evals.instruction_tasks import instruction_tasks
-    from noria.evals.rft_tasks import read_numbered, refuse
-    from noria.grading.grader_language import required_fields
+    from noria.evals.rft_tasks import refuse
     from noria.model.folder import read_config
 
     config: FileIdentity = context.config
     train, held_out = _read_files(config._tasks, config._heldout, grader)
     folder = context.inputs["model"].content
     tokenizer, model_context = load_chat_tokenizer(folder), read_config(folder)[0].context
-    lengths = {
-        f"{path}:{number}": len(tokenizer.render(task.messages))
-        for path in (config._tasks, config._heldout)
-        if path
-        for number, task in read_numbered(path, grader.ref, required_fields(grader.grader)).items()
-    }
+    by_place = _by_place(config._tasks, config._heldout, grader)
+    lengths = {place: len(tokenizer.render(task.messages)) for place, task in by_place.items()}
     refuse(too_long(lengths, config.max_tokens, model_context))
     write(context.content, "train", train)
     write(context.content, "heldout", [replace(task, domain="heldout") for task in held_out])

@@ -74,14 +74,14 @@ def evaluate_folder(folder: Path, asked: Asked, out: Path | None = None) -> dict
 def _tasks_and_judge(asked: Asked) -> tuple[list[Task], LanguageGrader | None]:
     """What to ask, and who grades it if not each task's own grader. A grader that is broken is refused."""
     if asked.tasks and asked.grader:
-        from noria.evals.rft_tasks import read_rft_tasks
+        from noria.evals.rft_tasks import read_numbered
         from noria.grading.grader_language import read, required_fields
         from noria.grading.language_grader import LanguageGrader, refuse_broken
 
         judge = LanguageGrader(read(asked.grader))
-        tasks = read_rft_tasks(asked.tasks, judge.ref, required_fields(judge.grader))
-        refuse_broken(judge, tasks)
-        return tasks, judge
+        tasks = read_numbered(asked.tasks, judge.ref, required_fields(judge.grader))
+        refuse_broken(judge, {f"{asked.tasks}:{number}": task for number, task in tasks.items()})
+        return list(tasks.values()), judge
     from noria.evals.registry import held_out_tasks
     from noria.evals.task_file import read_tasks
 
