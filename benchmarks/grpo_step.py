@@ -6,7 +6,7 @@ PYTHON is an interpreter of an environment of its own with the same torch, trans
 32 prompts x 8 samples, every reply exactly 64 tokens long, the same prompts, reward, optimiser and rate, and a first
 step that only warms up. Both run with bf16 weights and with fp32 weights under bf16 autocast; the smaller ratio counts.
 Without bf16 units both sides compute in fp32. `--compile` compiles our training; the peer's is compiled by
-`--compile-peer`. Memory is the most that each process held in those steps.
+`--compile-peer`. Memory is the most that each process held from its start to its last step.
 Learning: fewer, shorter samples for more steps, the mean reward of the last third on both sides, over seeds. Phases:
 the speed of rollouts and of training in our run against each alone (rollouts without updates; updates on the first
 rollouts again and again). With one thread the clock is processor time, which neighbours on the machine do not lengthen,

@@ -277,6 +277,19 @@ def test_weights_are_trained_in_the_precision_asked_for(
     assert "needs --precision bfloat16" in capsys.readouterr().err and len(asked) == 2
 
 
+def test_compilation_without_a_compiler_is_bad_use(
+    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import cpp_builder, exc
+
+    def none() -> None:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    assert job.run("--compile") == BAD_USE
+    assert "install g++" in capsys.readouterr().err and not (job.folder / "out").exists()
+
+
 def test_help_says_where_this_command_keeps_its_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["rft", "--help"]) == OK
     said = " ".join(capsys.readouterr().out.split())

@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._functorch import config as functorch_config
 
 from noria.model import Transformer
-from noria.training import Objective, TokenBatch, shared_prompts
+from noria.training import Objective, TokenBatch, compute, shared_prompts
 from noria.training.compute import computing
 from noria.training.critic import attach_critic, target_values
 from noria.training.shared_prompts import lay_together, shared_states
@@ -164,17 +166,30 @@ def test_one_compilation_serves_all_lengths_and_its_bits_depend_on_no_earlier_on
     from torch._dynamo.utils import counters
 
     model = wide()
-    batches = [long_batch(*lengths) for lengths in [(24, 10), (22, 130), (30, 17), (40, 40), (31, 5), (26, 30)]]
+    batches = [long_batch(*lengths) for lengths in [(24, 10), (22, 130), (30, 17)]]
     found = []
+    uncached = torch._inductor.config.patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False)
     for order in (batches, batches[::-1]):
         torch._dynamo.reset()
         counters.clear()
-        with computing(model, "bfloat16", compiled=True, recompute_activations=False):
+        with uncached[0], uncached[1], computing(model, "bfloat16", compiled=True, recompute_activations=False):
             gradients = [gradient_of(model, batch)[1] for batch in [*order, order[0]]]
         assert torch.equal(gradients[0], gradients[-1])
         found.append(gradients[:-1])
-        assert counters["stats"]["unique_graphs"] <= 10  # of five functions, some by kinds of mask; not one a length
+        assert counters["stats"]["unique_graphs"] <= 10  # five functions, two by their masks: not one a length each
     assert all(map(torch.equal, found[0], found[1][::-1]))
+
+
+@pytest.mark.slow
+def test_what_has_too_many_kinds_to_be_compiled_is_an_error(monkeypatch):
+    """Else it would go on uncompiled, with other bits than where it began."""
+    monkeypatch.setattr(compute, "MOST_KINDS", 1)
+    torch._dynamo.reset()
+    model = wide()
+    with computing(model, "bfloat16", compiled=True, recompute_activations=False):
+        with pytest.raises(FailOnRecompileLimitHit):
+            gradient_of(model, long_batch(24, 10))  # prompts have one mask for all, replies one each
+    torch._dynamo.reset()
 
 
 def test_long_replies_to_short_prompts_are_left_as_they_are():

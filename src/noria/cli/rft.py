@@ -38,7 +38,8 @@ def rft(
     precision: TrainingOption = Training.auto,
     weight_precision: WeightsOption = Weights.float32,
     compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile the blocks: less memory and time a step, a minute or so before.")
+        bool,
+        typer.Option("--compile", help="Compile the blocks: less memory and time a step; half a minute to two before."),
     ] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; part of what a result is.")] = 1,
@@ -61,6 +62,13 @@ def rft(
 
     if weight_precision is Weights.bfloat16 and precision_for(precision.value) == "float32":
         raise typer.BadParameter("--weight-precision bfloat16 needs --precision bfloat16: give both")
+    if compile_:
+        from noria.training.compute import check_compiler
+
+        try:
+            check_compiler()
+        except ValueError as error:
+            raise typer.BadParameter(f"--compile: {error}") from error
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     opened = open_store(store or out / "store")
     training = GrpoSection(

@@ -100,14 +100,9 @@ def attend(
         mask = torch.ones(query_BHTd.shape[2], key_BGSd.shape[2], dtype=torch.bool, device=key_BGSd.device).tril()
     if bias_BHTS is not None and mask is not None:
         mask = bias_BHTS.masked_fill(~mask, -torch.inf).to(query_BHTd.dtype)
-    if (
-        soft_cap is None
-        and bias_BHTS is None
-        and is_faster(query_BHTd, key_BGSd)
-        and key_BGSd.shape == value_BGSd.shape
-    ):
-        length = query_BHTd.shape[2]
-        seen = torch.ones(1, 1, length, length, dtype=torch.bool).tril() if mask is None else mask
+    if soft_cap is None and bias_BHTS is None and is_faster(query_BHTd, key_BGSd, value_BGSd):
+        new, all_ = query_BHTd.shape[2], key_BGSd.shape[2]
+        seen = torch.ones(1, 1, new, all_, dtype=torch.bool).tril(all_ - new) if mask is None else mask
         return blocked_attention(
             query_BHTd, key_BGSd, value_BGSd, seen, query_BHTd.shape[-1] ** -0.5 if scale is None else scale
         )
@@ -147,7 +142,7 @@ def _attend_by_part(
     value_both = mask.after_prompts(value_prompts, mask.replies(value_GKTd))
     prompts = attend(mask.prompts(query_GHTd), key_prompts, value_prompts, None, scale, soft_cap)
     query = mask.replies(query_GHTd)
-    is_boolean = soft_cap is not None or is_faster(query, key_both) or _is_short(query, key_both)
+    is_boolean = soft_cap is not None or is_faster(query, key_both, value_both) or _is_short(query, key_both)
     seen = mask.seen_E1RS if is_boolean else mask.added_E1RS
     return mask.joined(prompts, attend(query, key_both, value_both, seen, scale, soft_cap))
 

@@ -26,15 +26,15 @@ BLOCK_QUERIES = 128
 BLOCK_NUMBERS = 1 << 19
 
 
-def is_faster(query_BHTd: Tensor, key_BGSd: Tensor) -> bool:
-    """Whether a compiled bf16 training pass on a CPU is under way."""
+def is_faster(query_BHTd: Tensor, key_BGSd: Tensor, value_BGSd: Tensor) -> bool:
+    """Whether a compiled bf16 training pass on a CPU is under way, with heads of one width."""
     return (
         query_BHTd.device.type == "cpu"
         and torch.compiler.is_compiling()
         and torch.is_autocast_enabled("cpu")
         and torch.is_grad_enabled()
         and query_BHTd.shape[2] <= key_BGSd.shape[2]
-        and query_BHTd.shape[3] == key_BGSd.shape[3]
+        and query_BHTd.shape[3] == key_BGSd.shape[3] == value_BGSd.shape[3]
     )
 
 

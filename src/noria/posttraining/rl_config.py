@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from noria.posttraining.advantages import Advantage
 from noria.training import LoopConfig, Objective, PolicyLoss
-from noria.training.compute import Precision
+from noria.training.compute import Precision, check_compiler
 from noria.training.objectives import Importance, KlForm, PolicyForm
 from noria.training.schedule import Schedule
 
@@ -37,9 +37,12 @@ class RlConfig(BaseModel):
         default="float32",
         description="of the weights while they are trained, their gradients and moments: see training/loop.py",
     )
-    compile: bool = Field(default=False, description="torch.compile each block; needs a C++ compiler")
+    compile: bool = Field(
+        default=False,
+        description="torch.compile each block; needs a C++ compiler; a critic's own trunk computes as ever",
+    )
     recompute_activations: bool = Field(
-        default=False, description="activation checkpointing: less memory, a third more products"
+        default=False, description="activation checkpointing of the policy: less memory, a third more products"
     )
 
     loss: PolicyForm = Field(default="ppo", description="what is bounded: see training/objectives.py, PolicyLoss")
@@ -120,6 +123,8 @@ class RlConfig(BaseModel):
         problems = [message for is_wrong, message in self._contradictions() if is_wrong]
         if problems:
             raise ValueError("; ".join(problems))
+        if self.compile:  # so that what is missing is told before anything runs
+            check_compiler()
         return self
 
     def _contradictions(self) -> list[tuple[bool, str]]:

@@ -83,7 +83,7 @@ class ReinforcedIdentity(_Grpo):
 
 
 class ComputingIdentity(ReinforcedIdentity, Computing):
-    """Where anything but `precision` is not the default: so a recipe without it keeps its key."""
+    """Used where a setting other than `precision` differs from its default; without one a recipe keeps its key."""
 
     precision: Precision
 

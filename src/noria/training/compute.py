@@ -21,6 +21,7 @@ from noria.model import Transformer
 from noria.training.bf16_weights import has_bf16_weights
 
 Precision = Literal["float32", "bfloat16"]
+MOST_KINDS = 128  # compilations of one function: by masks, sizes of 1, and layers where attention residuals differ
 
 # Of queries in bf16 and norms in fp32: PyTorch warns that its fused norm can't mix them, and uses the plain one.
 warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
@@ -34,15 +35,13 @@ def computing(
 
     bfloat16: products in bf16 from weights rounded for each use (autocast); the residual stream, norms, softmax and the
     loss's statistics in fp32. Blocks are compiled one by one: they share one compilation, and nothing outside them
-    costs much. It holds for rows of any number and length: another one for other shapes would round in another order,
-    and bits would depend on which shapes came first. Recomputing keeps only each block's input: about a third more
-    products, most of the memory saved.
+    costs much. There is one a kind of mask, for rows of any number and length but 1: others for other shapes would
+    round in another order, and bits would depend on which shapes came first. Recomputing keeps only each block's
+    input: about a third more products, most of the memory saved.
     Raises ValueError where there is no compiler.
     """
     if compiled:
         check_compiler()
-    # Otherwise sizes that are equal when something is compiled are taken to be so forever.
-    any_shape = fx_config.patch(use_duck_shape=False) if compiled else nullcontext()  # type: ignore[attr-defined]
     plain: Callable[..., Tensor] = model.hidden
     was_patched = "hidden" in vars(model)
 
@@ -65,13 +64,22 @@ def computing(
     hidden.is_compiled = compiled  # type: ignore[attr-defined]
     model.hidden = hidden  # type: ignore[method-assign]
     try:
-        with any_shape:
+        with _any_shape() if compiled else nullcontext():
             yield
     finally:
         if was_patched:
             model.hidden = plain  # type: ignore[method-assign]
         else:
             del model.hidden
+
+
+@contextmanager
+def _any_shape() -> Iterator[None]:
+    """Sizes that are equal when something is compiled are not taken to be so forever; and what has too many kinds to be
+    compiled is an error, where it would compute uncompiled, with other bits, from then on."""
+    limits = {"recompile_limit": MOST_KINDS, "fail_on_recompile_limit_hit": True}
+    with fx_config.patch(use_duck_shape=False), torch._dynamo.config.patch(limits):  # type: ignore[attr-defined]
+        yield
 
 
 def is_compiled(model: Transformer) -> bool:
